@@ -1,0 +1,165 @@
+//! The one error type: whose fault it is (`kind`), what happened where (`context`), the cause
+//! (`source`) and what to do next (`hint`).
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+
+/// A `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Whose fault an error is. The command line maps each kind to one exit code.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system or a device failed a request.
+    Io,
+    /// There is no room for the output, or the target is too small.
+    NoSpace,
+    /// The call makes no sense.
+    Usage,
+    /// The input is damaged or inconsistent.
+    Unsound,
+    /// The input is sound, but in a way this program does not handle.
+    Unsupported,
+    /// What was read back is not what was written, or a checksum does not match.
+    Verify,
+    /// Refused because it could destroy something.
+    Refused,
+    /// The user (or a caller's [`Progress`](crate::progress::Progress)) stopped it.
+    Cancelled,
+    /// A rule of this program itself is broken.
+    Internal,
+}
+
+/// What went wrong. `Display` gives the context alone; the cause comes through `source()`.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    context: String,
+    hint: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
+        Self {
+            kind,
+            context: context.into(),
+            hint: None,
+            source: None,
+        }
+    }
+
+    /// An operating-system error, with what was being done and where.
+    pub fn io(context: impl Into<String>, source: io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            _ => ErrorKind::Io,
+        };
+        Self {
+            kind,
+            context: context.into(),
+            hint: None,
+            source: Some(Box::new(source)),
+        }
+    }
+
+    pub fn unsound(context: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unsound, context)
+    }
+
+    pub fn unsupported(context: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unsupported, context)
+    }
+
+    pub fn usage(context: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, context)
+    }
+
+    pub fn refused(context: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Refused, context)
+    }
+
+    pub fn internal(context: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, context)
+    }
+
+    pub fn cancelled() -> Self {
+        Self::new(ErrorKind::Cancelled, "stopped")
+    }
+
+    /// Adds what the user can do about it.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Puts `context` in front: the larger thing that was being done.
+    #[must_use]
+    pub fn within(mut self, context: impl fmt::Display) -> Self {
+        self.context = format!("{context}: {}", self.context);
+        self
+    }
+
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// Returns the operating system's error, if that is the cause.
+    pub fn io_error(&self) -> Option<&io::Error> {
+        self.source.as_ref()?.downcast_ref()
+    }
+
+    /// Returns context and all causes in one line, without the hint.
+    pub fn one_line(&self) -> String {
+        let mut line = self.context.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        line
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+/// So that a [`ReadAt`](crate::io::ReadAt) can stand behind `std::io` traits.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = error.io_error().map_or(
+            match error.kind {
+                ErrorKind::Unsound | ErrorKind::Unsupported => io::ErrorKind::InvalidData,
+                _ => io::ErrorKind::Other,
+            },
+            io::Error::kind,
+        );
+        io::Error::new(kind, error)
+    }
+}

@@ -1,0 +1,511 @@
+//! The value at the centre of the design: where each byte of a new disk comes from.
+//!
+//! A resize, a journal replay or an edit of a file never writes. It returns an [`Overlay`]: sorted,
+//! disjoint runs that take their bytes from the base at another offset, from memory, or are zeros.
+//! Where there is no run, the byte comes from the base at the same offset. An overlay holds no
+//! base; [`Overlay::over`] puts it on one, and what that gives can be read, so overlays stack.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{ReadAt, WriteAt, check_range};
+use crate::error::{Error, Result};
+
+/// Where the bytes of a run come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The base, from this offset on.
+    Base(u64),
+    /// Memory, from this index of the buffer on.
+    Bytes(Arc<[u8]>, usize),
+    /// Zeros.
+    Zero,
+}
+
+impl Source {
+    /// The same source, `by` bytes further on.
+    fn advanced(&self, by: u64) -> Self {
+        match self {
+            // OK: an overlay's runs lie within 2^64 bytes; insertion checked the end.
+            Source::Base(offset) => Source::Base(offset + by),
+            Source::Bytes(bytes, index) => Source::Bytes(bytes.clone(), index + by as usize),
+            Source::Zero => Source::Zero,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Run {
+    len: u64,
+    source: Source,
+}
+
+/// A stretch of the new disk with one source, as [`Overlay::segments`] lists it.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// First byte in the new disk.
+    pub start: u64,
+    /// Length in bytes, never 0.
+    pub len: u64,
+    pub source: Source,
+}
+
+impl Segment {
+    pub fn end(&self) -> u64 {
+        self.start + self.len
+    }
+}
+
+/// Where each byte of a new disk of [`Overlay::len`] bytes comes from.
+#[derive(Clone, Debug)]
+pub struct Overlay {
+    len: u64,
+    runs: BTreeMap<u64, Run>,
+}
+
+impl Overlay {
+    /// The new disk has `len` bytes, all from the base at the same offset.
+    pub fn new(len: u64) -> Self {
+        Self {
+            len,
+            runs: BTreeMap::new(),
+        }
+    }
+
+    /// Returns the length of the new disk in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Does every byte come from the base at its own offset?
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Changes the length; runs past a shorter end are cut off.
+    pub fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.clear(len..self.len);
+        }
+        self.len = len;
+    }
+
+    /// Takes the bytes at `offset` from memory.
+    ///
+    /// # Panics
+    /// If they go past the end: plans place what they emit.
+    pub fn set_bytes(&mut self, offset: u64, bytes: impl Into<Arc<[u8]>>) {
+        let bytes = bytes.into();
+        let len = bytes.len() as u64;
+        self.set(offset, len, Source::Bytes(bytes, 0));
+    }
+
+    /// Makes `range` zeros.
+    pub fn set_zero(&mut self, range: Range<u64>) {
+        self.set(range.start, range.end.saturating_sub(range.start), Source::Zero);
+    }
+
+    /// Takes `len` bytes at `offset` from byte `from` of the base.
+    pub fn set_base(&mut self, offset: u64, len: u64, from: u64) {
+        self.set(offset, len, Source::Base(from));
+    }
+
+    fn set(&mut self, start: u64, len: u64, source: Source) {
+        if len == 0 {
+            return;
+        }
+        let end = start.checked_add(len).filter(|&end| end <= self.len);
+        let end = end.expect("an overlay's run lies within its length");
+        self.clear(start..end);
+        self.runs.insert(start, Run { len, source });
+    }
+
+    /// Drops what runs say about `range`, splitting those that straddle its ends.
+    fn clear(&mut self, range: Range<u64>) {
+        if let Some((&before, run)) = self.runs.range(..range.start).next_back() {
+            let before_end = before + run.len;
+            if before_end > range.start {
+                let tail = (before_end > range.end).then(|| Run {
+                    len: before_end - range.end,
+                    source: run.source.advanced(range.end - before),
+                });
+                // OK to unwrap: the key was just found.
+                self.runs.get_mut(&before).unwrap().len = range.start - before;
+                if let Some(tail) = tail {
+                    self.runs.insert(range.end, tail);
+                    return;
+                }
+            }
+        }
+        while let Some((&start, run)) = self.runs.range(range.start..range.end).next() {
+            let run_end = start + run.len;
+            let tail = (run_end > range.end).then(|| Run {
+                len: run_end - range.end,
+                source: run.source.advanced(range.end - start),
+            });
+            self.runs.remove(&start);
+            if let Some(tail) = tail {
+                self.runs.insert(range.end, tail);
+            }
+        }
+    }
+
+    /// Lists all sources of `range` in order, without gaps; neighbours may share a source.
+    pub fn segments(&self, range: Range<u64>) -> Segments<'_> {
+        Segments {
+            overlay: self,
+            at: range.start,
+            end: range.end.min(self.len),
+        }
+    }
+
+    /// Lists all of the new disk.
+    pub fn all_segments(&self) -> Segments<'_> {
+        self.segments(0..self.len)
+    }
+
+    /// Puts the overlay on `base`. Bytes past the end of `base` read as zeros.
+    pub fn over<T: ReadAt>(&self, base: T) -> Layered<'_, T> {
+        Layered {
+            overlay: self,
+            base,
+        }
+    }
+
+    /// Lifts a partition's overlay to the disk: `self` describes the bytes from `offset` on of a
+    /// disk of `disk_len` bytes, and took its base bytes from byte `base_offset` of the disk on.
+    pub fn rebase(&self, offset: u64, base_offset: u64, disk_len: u64) -> Overlay {
+        let mut disk = Overlay::new(disk_len);
+        for segment in self.all_segments() {
+            let start = segment.start + offset;
+            match segment.source {
+                Source::Base(from) if from + base_offset == start => {}
+                Source::Base(from) => disk.set_base(start, segment.len, from + base_offset),
+                source => disk.set(start, segment.len, source),
+            }
+        }
+        disk
+    }
+
+    /// Copies every run of `other` over this one's (both describe the same disk and base).
+    pub fn merge(&mut self, other: &Overlay) {
+        for (&start, run) in &other.runs {
+            self.set(start, run.len, run.source.clone());
+        }
+    }
+
+    /// Flattens two: `upper` lies on this one. The result lies on this one's base.
+    pub fn then(&self, upper: &Overlay) -> Overlay {
+        let mut flat = Overlay::new(upper.len);
+        for segment in upper.all_segments() {
+            match segment.source {
+                Source::Base(from) => {
+                    let end = from.saturating_add(segment.len).min(self.len);
+                    for below in self.segments(from.min(end)..end) {
+                        let start = segment.start + (below.start - from);
+                        match below.source {
+                            Source::Base(offset) if offset == start => {}
+                            source => flat.set(start, below.len, source),
+                        }
+                    }
+                    let covered = end.saturating_sub(from);
+                    if covered < segment.len {
+                        flat.set(
+                            segment.start + covered,
+                            segment.len - covered,
+                            Source::Zero,
+                        );
+                    }
+                }
+                source => flat.set(segment.start, segment.len, source),
+            }
+        }
+        flat
+    }
+
+    /// Makes `target` what the overlay over it describes: moves first, then everything but the
+    /// bytes of `last`, then a sync, then `last`, then a sync. With `last` a superblock or a
+    /// table sector, an interruption leaves the old state visible. Calls `written` with the byte
+    /// range of each write as it is made.
+    ///
+    /// # Errors
+    /// Whatever the target fails with, or the caller's own error from `written`.
+    pub fn commit(
+        &self,
+        target: &dyn WriteAt,
+        last: Range<u64>,
+        written: &mut dyn FnMut(Range<u64>, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        check_range(target.len(), 0, self.len)?;
+        let moves: Vec<_> = self
+            .runs
+            .iter()
+            .filter_map(|(&start, run)| match run.source {
+                Source::Base(from) if from != start => Some((start, run.len, from)),
+                _ => None,
+            })
+            .collect();
+        // Like memmove: what goes up is copied from its end, what goes down from its start.
+        let up = moves.iter().rev().filter(|(to, _, from)| to > from);
+        let down = moves.iter().filter(|(to, _, from)| to < from);
+        for &(to, len, from) in up.chain(down) {
+            copy_within(target, from, to, len, written)?;
+        }
+        if !moves.is_empty() {
+            target.sync()?;
+        }
+        let mut withheld = Vec::new();
+        for segment in self.all_segments() {
+            for (part, is_last) in split_by(segment.start..segment.end(), &last) {
+                let source = segment.source.advanced(part.start - segment.start);
+                if is_last {
+                    withheld.push((part, source));
+                } else {
+                    write_run(target, part, &source, written)?;
+                }
+            }
+        }
+        target.sync()?;
+        for (part, source) in withheld {
+            write_run(target, part, &source, written)?;
+        }
+        target.sync()
+    }
+}
+
+const COPY_CHUNK: u64 = 1 << 20;
+
+fn copy_within(
+    target: &dyn WriteAt,
+    from: u64,
+    to: u64,
+    len: u64,
+    written: &mut dyn FnMut(Range<u64>, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut done = 0;
+    while done < len {
+        let step = COPY_CHUNK.min(len - done);
+        let at = if to > from { len - done - step } else { done };
+        let bytes = target.read_vec_at(from + at, step as usize)?;
+        target.write_all_at(to + at, &bytes)?;
+        written(to + at..to + at + step, &bytes)?;
+        done += step;
+    }
+    Ok(())
+}
+
+fn write_run(
+    target: &dyn WriteAt,
+    range: Range<u64>,
+    source: &Source,
+    written: &mut dyn FnMut(Range<u64>, &[u8]) -> Result<()>,
+) -> Result<()> {
+    match source {
+        Source::Base(_) => Ok(()),
+        Source::Bytes(bytes, index) => {
+            let part = &bytes[*index..*index + (range.end - range.start) as usize];
+            target.write_all_at(range.start, part)?;
+            written(range, part)
+        }
+        Source::Zero => {
+            let zeros = vec![0; COPY_CHUNK.min(range.end - range.start) as usize];
+            let mut at = range.start;
+            while at < range.end {
+                let step = (zeros.len() as u64).min(range.end - at);
+                target.write_all_at(at, &zeros[..step as usize])?;
+                written(at..at + step, &zeros[..step as usize])?;
+                at += step;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Cuts `range` into the parts outside and inside of `cut`.
+fn split_by(range: Range<u64>, cut: &Range<u64>) -> Vec<(Range<u64>, bool)> {
+    let inside = range.start.max(cut.start)..range.end.min(cut.end);
+    if inside.start >= inside.end {
+        return vec![(range, false)];
+    }
+    [
+        (range.start..inside.start, false),
+        (inside.clone(), true),
+        (inside.end..range.end, false),
+    ]
+    .into_iter()
+    .filter(|(part, _)| part.start < part.end)
+    .collect()
+}
+
+/// See [`Overlay::segments`].
+pub struct Segments<'a> {
+    overlay: &'a Overlay,
+    at: u64,
+    end: u64,
+}
+
+impl Iterator for Segments<'_> {
+    type Item = Segment;
+
+    fn next(&mut self) -> Option<Segment> {
+        if self.at >= self.end {
+            return None;
+        }
+        let runs = &self.overlay.runs;
+        let start = self.at;
+        let holding = runs
+            .range(..=start)
+            .next_back()
+            .filter(|(run_start, run)| **run_start + run.len > start);
+        let (end, source) = match holding {
+            Some((&run_start, run)) => (run_start + run.len, run.source.advanced(start - run_start)),
+            None => {
+                let next = runs.range(start..).next().map_or(self.end, |(&next, _)| next);
+                (next, Source::Base(start))
+            }
+        };
+        self.at = end.min(self.end);
+        Some(Segment {
+            start,
+            len: self.at - start,
+            source,
+        })
+    }
+}
+
+/// An overlay on a base: reads as the new disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Layered<'a, T> {
+    overlay: &'a Overlay,
+    base: T,
+}
+
+impl<T: ReadAt> ReadAt for Layered<'_, T> {
+    fn len(&self) -> u64 {
+        self.overlay.len
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        check_range(self.len(), offset, buf.len() as u64)?;
+        let mut done = 0;
+        for segment in self.overlay.segments(offset..offset + buf.len() as u64) {
+            // OK: a segment is no longer than buf.
+            let part = &mut buf[done..done + segment.len as usize];
+            match &segment.source {
+                Source::Base(from) => read_padded(&self.base, *from, part)?,
+                Source::Bytes(bytes, index) => {
+                    part.copy_from_slice(&bytes[*index..*index + part.len()]);
+                }
+                Source::Zero => part.fill(0),
+            }
+            done += part.len();
+        }
+        if done < buf.len() {
+            return Err(Error::internal("an overlay has a gap"));
+        }
+        Ok(())
+    }
+}
+
+/// Reads from a base that may be shorter than the new disk.
+fn read_padded(base: &dyn ReadAt, from: u64, buf: &mut [u8]) -> Result<()> {
+    let there = base.len().saturating_sub(from).min(buf.len() as u64) as usize;
+    if there > 0 {
+        base.read_exact_at(from, &mut buf[..there])?;
+    }
+    buf[there..].fill(0);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::MemoryDisk;
+    use super::*;
+
+    fn read(overlay: &Overlay, base: &MemoryDisk) -> Vec<u8> {
+        overlay
+            .over(base)
+            .read_vec_at(0, overlay.len() as usize)
+            .unwrap()
+    }
+
+    fn random(state: &mut u64, below: u64) -> u64 {
+        *state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (*state >> 33) % below
+    }
+
+    fn scribble(state: &mut u64, overlay: &mut Overlay, base: &[u8], model: &mut [u8]) {
+        let len = overlay.len();
+        for _ in 0..20 {
+            let start = random(state, len);
+            let count = random(state, len - start + 1).min(9);
+            let range = start as usize..(start + count) as usize;
+            match random(state, 3) {
+                0 => {
+                    overlay.set_zero(start..start + count);
+                    model[range].fill(0);
+                }
+                1 => {
+                    let bytes: Vec<u8> = (0..count).map(|_| random(state, 256) as u8).collect();
+                    model[range].copy_from_slice(&bytes);
+                    overlay.set_bytes(start, bytes);
+                }
+                _ => {
+                    let from = random(state, base.len() as u64 - count + 1);
+                    overlay.set_base(start, count, from);
+                    let from = from as usize;
+                    model[range].copy_from_slice(&base[from..from + count as usize]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reads_as_a_flat_copy_would() {
+        let mut state = 1;
+        for _ in 0..300 {
+            let base: Vec<u8> = (0..80).map(|_| random(&mut state, 256) as u8).collect();
+            let disk = MemoryDisk::from(base.clone());
+            let mut lower = Overlay::new(64);
+            let mut model = base[..64].to_vec();
+            scribble(&mut state, &mut lower, &base, &mut model);
+            assert_eq!(read(&lower, &disk), model);
+            let mut upper = Overlay::new(60);
+            let below = model.clone();
+            let mut upper_model = model[..60].to_vec();
+            scribble(&mut state, &mut upper, &below, &mut upper_model);
+            assert_eq!(read(&lower.then(&upper), &disk), upper_model);
+            let lifted = lower.rebase(8, 16, 100);
+            let wide = MemoryDisk::from([vec![9; 16], base.clone(), vec![9; 60]].concat());
+            assert_eq!(&read(&lifted, &wide)[8..72], model);
+        }
+    }
+
+    #[test]
+    fn commit_gives_what_reading_gives_and_withholds_the_last_range() {
+        let mut state = 5;
+        for round in 0..100 {
+            let base: Vec<u8> = (0..64).map(|_| random(&mut state, 256) as u8).collect();
+            let mut overlay = Overlay::new(64);
+            // One move, as a partition is moved; the rest from memory.
+            let (from, to) = (random(&mut state, 40), random(&mut state, 40));
+            overlay.set_base(to, 20, from);
+            overlay.set_bytes(0, vec![1; (round % 7) as usize + 1]);
+            overlay.set_zero(60..64);
+            let disk = MemoryDisk::from(base);
+            let expected = read(&overlay, &disk);
+            let mut order = Vec::new();
+            overlay
+                .commit(&disk, 0..2, &mut |range, _| {
+                    order.push(range);
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(disk.to_vec(), expected);
+            assert!(order.last().unwrap().start < 2);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Numbers that must not be mixed up: inode numbers, group numbers, byte ranges, sector sizes.
+//!
+//! Ranges are half-open everywhere (`start..end`); a format whose ranges are inclusive (GPT's
+//! `EndingLBA`, bmap's `Range`) says so where it is decoded.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// A block number of an ext2/3/4 filesystem, in units of its block size, from 0.
+pub type BlockNr = u64;
+
+/// A block group number of an ext2/3/4 filesystem, from 0.
+pub type GroupNr = u32;
+
+/// An inode number of an ext2/3/4 filesystem, from 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+pub struct InodeNr(pub u32);
+
+impl fmt::Display for InodeNr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A half-open range of bytes, `start <= end`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+pub struct ByteRange {
+    pub start: u64,
+    pub end: u64,
+}
+
+impl ByteRange {
+    /// Makes the range `start..end`.
+    ///
+    /// # Panics
+    /// If `start > end`: callers have compared them.
+    pub fn new(start: u64, end: u64) -> Self {
+        assert!(start <= end, "a byte range ends before it starts");
+        Self { start, end }
+    }
+
+    /// Makes the range of `len` bytes at `start`, or `None` if its end is beyond 2^64.
+    pub fn at(start: u64, len: u64) -> Option<Self> {
+        Some(Self {
+            start,
+            end: start.checked_add(len)?,
+        })
+    }
+
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Returns what both ranges cover, if anything.
+    pub fn intersect(&self, other: &ByteRange) -> Option<ByteRange> {
+        let start = self.start.max(other.start);
+        let end = self.end.min(other.end);
+        (start < end).then_some(ByteRange { start, end })
+    }
+}
+
+/// Rounds `value` up to a multiple of `step` (not 0); `None` beyond 2^64.
+pub fn round_up(value: u64, step: u64) -> Option<u64> {
+    value.checked_next_multiple_of(step)
+}
+
+/// Rounds `value` down to a multiple of `step` (not 0).
+pub fn round_down(value: u64, step: u64) -> u64 {
+    value - value % step
+}
+
+/// Shows bytes the way card makers count them (1 MB = 1,000,000 bytes), to three digits.
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["bytes", "kB", "MB", "GB", "TB", "PB"];
+    if bytes < 1000 {
+        return format!("{bytes} bytes");
+    }
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = if value < 9.995 {
+        2
+    } else if value < 99.95 {
+        1
+    } else {
+        0
+    };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_bytes_to_three_digits() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (999, "999 bytes"),
+            (1000, "1.00 kB"),
+            (31_914_983_424, "31.9 GB"),
+            (999_999, "1.00 MB"),
+            (123_456_789, "123 MB"),
+        ] {
+            assert_eq!(human_bytes(bytes), text);
+        }
+    }
+
+    #[test]
+    fn ranges_intersect() {
+        let a = ByteRange::new(10, 20);
+        assert_eq!(
+            a.intersect(&ByteRange::new(15, 30)),
+            Some(ByteRange::new(15, 20))
+        );
+        assert_eq!(a.intersect(&ByteRange::new(20, 30)), None);
+        assert_eq!(ByteRange::at(u64::MAX, 2), None);
+    }
+}
