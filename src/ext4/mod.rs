@@ -1,1 +1,9 @@
-//! ext2, ext3 and ext4.
+//! ext2, ext3 and ext4: reading, checking and resizing, without ever writing.
+
+pub mod bitmap;
+pub mod checksum;
+pub mod group_desc;
+pub mod inode;
+pub mod map;
+pub mod raw;
+pub mod superblock;
