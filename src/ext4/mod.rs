@@ -4,6 +4,8 @@ pub mod bitmap;
 pub mod checksum;
 pub mod group_desc;
 pub mod inode;
+pub mod inode_table;
+pub mod journal;
 pub mod map;
 pub mod raw;
 pub mod superblock;
