@@ -1,4 +1,5 @@
-//! Recovers an ext4 image in place: `replay IMAGE`. A tool for `scripts/crash-matrix`.
+//! Recovers an ext4 image in place: `replay [--journal-only] IMAGE`. A tool for
+//! `scripts/crash-matrix`.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -31,7 +32,7 @@ impl WriteAt for Image {
     }
 }
 
-fn run(path: &str) -> Result<()> {
+fn run(path: &str, _journal_only: bool) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(|error| Error::io("opening", error))?;
     let len = file
@@ -49,11 +50,14 @@ fn run(path: &str) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    let Some(path) = std::env::args().nth(1) else {
-        eprintln!("usage: replay IMAGE");
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    let path = words.pop();
+    let journal_only = words == ["--journal-only"];
+    let Some(path) = path.filter(|_| words.is_empty() || journal_only) else {
+        eprintln!("usage: replay [--journal-only] IMAGE");
         return ExitCode::from(2);
     };
-    match run(&path) {
+    match run(&path, journal_only) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{:?}: {}", error.kind(), error.one_line());
