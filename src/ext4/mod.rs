@@ -7,5 +7,6 @@ pub mod inode;
 pub mod inode_table;
 pub mod journal;
 pub mod map;
+pub mod orphan;
 pub mod raw;
 pub mod superblock;
