@@ -192,8 +192,7 @@ impl Work<'_> {
 
     /// Stores an edited inode.
     fn put(&mut self, mut slot: Slot) {
-        slot.inode
-            .update_checksum(&self.fs.checksums, slot.number);
+        slot.inode.update_checksum(&self.fs.checksums, slot.number);
         self.orphans.overlay.set_bytes(slot.offset, slot.inode.0);
     }
 

@@ -70,7 +70,9 @@ pub fn orphan_file(fs: &Super, device: &dyn ReadAt) -> Result<OrphanFile> {
             crc32c(crc, &bytes[..entries_end])
         };
         if fs.checksums.enabled() && le32(&bytes, entries_end + 4) != checksum(&bytes) {
-            return Err(broken(format!("the checksum of block {block} does not match")));
+            return Err(broken(format!(
+                "the checksum of block {block} does not match"
+            )));
         }
         let entries = bytes[..entries_end].chunks_exact(4).map(|e| le32(e, 0));
         let before = file.entries.len();

@@ -130,7 +130,9 @@ impl Work<'_> {
 fn in_inode(inode: &Inode) -> &[u8] {
     let start = 128 + usize::from(inode.extra_isize());
     match inode.bytes().get(start..) {
-        Some(area) if inode.extra_isize() > 0 && area.len() >= 8 && le32(area, 0) == XATTR_MAGIC => {
+        Some(area)
+            if inode.extra_isize() > 0 && area.len() >= 8 && le32(area, 0) == XATTR_MAGIC =>
+        {
             &area[4..]
         }
         _ => &[],
