@@ -10,3 +10,5 @@ pub mod map;
 pub mod orphan;
 pub mod raw;
 pub mod superblock;
+#[cfg(test)]
+mod test_image;

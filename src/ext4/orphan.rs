@@ -6,6 +6,8 @@
 
 mod list;
 mod release;
+#[cfg(test)]
+mod tests;
 mod truncate;
 
 use std::collections::HashSet;

@@ -1,14 +1,11 @@
 //! Logs written by hand on filesystems made by mke2fs; debugfs replays them too.
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
-
 use super::crc32_be::crc32_be;
 use super::superblock::SIZE;
 use super::*;
 use crate::error::ErrorKind;
 use crate::ext4::raw::{be32, put_be32, put16, put32};
+use crate::ext4::test_image::{self, Scratch};
 use crate::io::WriteAt;
 use crate::io::memory::MemoryDisk;
 
@@ -17,39 +14,8 @@ const LEN: u64 = 8 << 20;
 /// Blocks that no file uses.
 const FREE: u64 = 6000;
 
-/// A file that is gone when the test is over.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str, bytes: &[u8]) -> Self {
-        let name = format!("pishrink-journal-{}-{name}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::write(&path, bytes).unwrap();
-        Self(path)
-    }
-
-    fn run(&self, tool: &str, args: &[&str]) {
-        let output = Command::new(tool).args(args).arg(&self.0).output();
-        let output = output.unwrap_or_else(|error| panic!("{tool} is needed: {error}"));
-        assert!(output.status.success(), "{tool}: {output:?}");
-    }
-
-    fn read(&self) -> Vec<u8> {
-        fs::read(&self.0).unwrap()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn mke2fs(name: &str, features: &str) -> Vec<u8> {
-    let file = Scratch::new(name, &vec![0; LEN as usize]);
-    let args = ["-q", "-F", "-t", "ext4", "-b", "1024", "-J", "size=1"];
-    file.run("mke2fs", &[&args[..], &["-O", features]].concat());
-    file.read()
+fn mke2fs(features: &str) -> Vec<u8> {
+    test_image::mke2fs(LEN, &["-O", features])
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -320,8 +286,8 @@ fn write_history(image: &[u8], format: Format) -> MemoryDisk {
 
 #[test]
 fn replays_what_debugfs_replays() {
-    let image = mke2fs("history", "^resize_inode");
-    let plain_image = mke2fs("plain-history", "^metadata_csum,^64bit");
+    let image = mke2fs("^resize_inode");
+    let plain_image = mke2fs("^metadata_csum,^64bit");
     for checksums in [
         LogChecksums::None,
         LogChecksums::V1,
@@ -356,7 +322,7 @@ fn replays_what_debugfs_replays() {
                 let block = block_after(&disk, &replayed, FREE + index);
                 assert!(block == content, "{format:?}: block {index}");
             }
-            let oracle = Scratch::new("debugfs", &disk.to_vec());
+            let oracle = Scratch::file(&disk.to_vec());
             oracle.run("debugfs", &["-n", "-w", "-R", "journal_run"]);
             let mut theirs = oracle.read();
             let view = replayed.overlay.over(&disk);
@@ -375,7 +341,7 @@ fn replays_what_debugfs_replays() {
 
 #[test]
 fn leaves_an_empty_log() {
-    let image = mke2fs("empty", "^resize_inode");
+    let image = mke2fs("^resize_inode");
     let disk = write_history(&image, PLAIN);
     let replayed = recover(&disk).unwrap();
     let view = replayed.overlay.over(&disk);
@@ -391,7 +357,7 @@ fn leaves_an_empty_log() {
 
 #[test]
 fn without_needs_recovery_the_log_is_thrown_away() {
-    let image = mke2fs("stale", "^resize_inode");
+    let image = mke2fs("^resize_inode");
     let disk = write_history(&image, PLAIN);
     let original = MemoryDisk::from(image);
     let superblock = original.read_vec_at(SUPERBLOCK_OFFSET, BLOCK).unwrap();
@@ -409,7 +375,7 @@ fn without_needs_recovery_the_log_is_thrown_away() {
 
 #[test]
 fn keeps_the_record_of_errors() {
-    let image = mke2fs("errors", "^resize_inode");
+    let image = mke2fs("^resize_inode");
     let journaled = MemoryDisk::from(image.clone());
     let block_1 = journaled.read_vec_at(1024, BLOCK).unwrap();
     let mut writer = Writer::new(&image, PLAIN, 1, 7);
@@ -539,7 +505,7 @@ fn damage_is_refused_and_a_cut_is_not() {
         ),
         ("old fast commits", PLAIN, |w| w.fast_commit(19), Ok(3)),
     ];
-    let image = mke2fs("damage", "^resize_inode");
+    let image = mke2fs("^resize_inode");
     for (name, format, damage, outcome) in cases {
         let mut writer = Writer::new(&image, *format, 1, 17);
         writer.transaction(&[Op::Write(FREE, filled(1))]);
@@ -591,7 +557,7 @@ impl Writer {
 
 #[test]
 fn a_log_without_an_end_ends() {
-    let image = mke2fs("ring", "^resize_inode");
+    let image = mke2fs("^resize_inode");
     let mut writer = Writer::new(&image, PLAIN, 1, 17);
     for _ in 1..1024 {
         writer.revoke(&[FREE]);
@@ -602,7 +568,7 @@ fn a_log_without_an_end_ends() {
 
 #[test]
 fn a_journal_elsewhere_is_not_replayed() {
-    let image = mke2fs("external", "^resize_inode");
+    let image = mke2fs("^resize_inode");
     for (needed, compat, inum, kind) in [
         (true, COMPAT_HAS_JOURNAL, 0, Some(ErrorKind::Unsupported)),
         (false, COMPAT_HAS_JOURNAL, 0, None),
@@ -634,7 +600,7 @@ fn a_journal_elsewhere_is_not_replayed() {
 /// stays within the device.
 #[test]
 fn survives_mutations() {
-    let image = mke2fs("fuzz", "^resize_inode");
+    let image = mke2fs("^resize_inode");
     let mut state = 1u64;
     let mut random = move |below: usize| {
         state = state
