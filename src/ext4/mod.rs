@@ -2,8 +2,10 @@
 
 pub mod bitmap;
 pub mod checksum;
+pub mod findings;
 pub mod group_desc;
 pub mod inode;
 pub mod map;
+pub mod metadata;
 pub mod raw;
 pub mod superblock;
