@@ -7,5 +7,6 @@ pub mod group_desc;
 pub mod inode;
 pub mod map;
 pub mod metadata;
+pub mod plan;
 pub mod raw;
 pub mod superblock;
