@@ -2,8 +2,10 @@
 
 pub mod bitmap;
 pub mod checksum;
+pub mod dir;
 pub mod group_desc;
 pub mod inode;
 pub mod map;
 pub mod raw;
 pub mod superblock;
+pub mod xattr;
