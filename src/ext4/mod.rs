@@ -2,6 +2,8 @@
 
 pub mod bitmap;
 pub mod checksum;
+pub mod dir;
+pub mod emit;
 pub mod findings;
 pub mod group_desc;
 pub mod inode;
@@ -10,3 +12,4 @@ pub mod metadata;
 pub mod plan;
 pub mod raw;
 pub mod superblock;
+pub mod xattr;
