@@ -3,5 +3,6 @@
 pub mod error;
 pub mod ext4;
 pub mod io;
+pub mod partition;
 pub mod progress;
 pub mod units;
