@@ -4,6 +4,7 @@ pub mod bmap;
 pub mod codec;
 pub mod error;
 pub mod ext4;
+pub mod fat;
 pub mod io;
 pub mod progress;
 pub mod units;
