@@ -2,6 +2,7 @@
 
 pub mod bmap;
 pub mod codec;
+pub mod device;
 pub mod error;
 pub mod ext4;
 pub mod fat;
