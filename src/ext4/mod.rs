@@ -7,6 +7,8 @@ pub mod emit;
 pub mod findings;
 pub mod group_desc;
 pub mod inode;
+pub mod inode_table;
+pub mod journal;
 pub mod map;
 pub mod metadata;
 pub mod plan;
