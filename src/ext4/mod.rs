@@ -118,8 +118,14 @@ impl Ext4 {
                 unknown.join(", ")
             )));
         }
-        let overlay = Overlay::new(device.len());
-        let recovery = Recovery::default();
+        let replay = journal::replay(&fs, device)?;
+        let overlay = replay.overlay;
+        let recovery = Recovery {
+            journal_was_dirty: replay.needed,
+            transactions: replay.transactions,
+            blocks: replay.blocks,
+            ..Recovery::default()
+        };
         let mut findings = Findings::default();
         let view = overlay.over(device);
         let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
