@@ -163,8 +163,9 @@ mod tests {
             .output()
             .expect("debugfs");
         let text = String::from_utf8_lossy(&output.stdout);
-        let hash = text.split("is 0x").nth(1).expect("a hash");
-        u32::from_str_radix(&hash[..8], 16).expect("hexadecimal")
+        let rest = text.split("is 0x").nth(1).expect("a hash");
+        let digits = rest.split(' ').next().expect("its digits");
+        u32::from_str_radix(digits, 16).expect("hexadecimal")
     }
 
     #[test]

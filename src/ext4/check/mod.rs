@@ -146,7 +146,7 @@ impl<'a> Check<'a> {
         let extra_max = self.fs.geometry.inode_size - 128;
         let bad_extra = |size: u16| {
             size != 0 && extra_max > 0 && !(4..=extra_max).contains(&u64::from(size))
-                || size % 4 != 0 && extra_max > 0
+                || extra_max > 0 && !size.is_multiple_of(4)
         };
         let contradictions = [
             (
