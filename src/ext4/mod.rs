@@ -1,6 +1,7 @@
 //! ext2, ext3 and ext4: reading, checking and resizing, without ever writing.
 
 pub mod bitmap;
+pub mod check;
 pub mod checksum;
 pub mod dir;
 pub mod emit;
