@@ -63,13 +63,15 @@ fn logical() -> MemoryDisk {
     disk(2000, &[(0, mbr), (300, first), (500, second)])
 }
 
+/// Changes, sectors of the new disk at least, (sector, byte) of what differs.
+type Case<'a> = (&'a [(usize, ByteRange)], u64, &'a [(u64, u64)]);
+
 #[test]
 fn only_the_needed_bytes_change() {
     const START: u64 = 8;
     const COUNT: u64 = 12;
     let entry = |slot: u64, field: u64| 446 + 16 * slot + field;
-    // Changes, new sectors of the disk, bytes that differ.
-    let cases: [(&[(usize, ByteRange)], u64, &[(u64, u64)]); 4] = [
+    let cases: [Case<'_>; 4] = [
         (&[], 1000, &[]),
         // p1 shorter: one length byte.
         (&[(0, at(100, 150))], 1000, &[(0, entry(0, COUNT))]),
