@@ -135,6 +135,9 @@ impl Ext4 {
             Contents::Bitmaps(usage::used_bytes(&fs, &table, &view, &mut findings)?)
         } else {
             let metadata = Metadata::read(&view, &mut findings)?;
+            if findings.is_sound() {
+                findings.merge(check::check(&view, &metadata)?);
+            }
             Contents::Known(Box::new(metadata))
         };
         if !findings.is_sound() {
