@@ -351,3 +351,8 @@ fn no_fit(reason: NoFit) -> Error {
         format!("the ext4 filesystem does not fit: {reason}"),
     )
 }
+pub mod orphan;
+pub mod raw;
+pub mod superblock;
+#[cfg(test)]
+mod test_image;
