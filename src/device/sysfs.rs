@@ -703,7 +703,7 @@ mod tests {
 29 27 0:25 / /proc rw - proc proc rw
 31 27 8:17 / /media/my\\040card rw,nosuid shared:4 - vfat /dev/sdb1 rw
 32 27 8:18 / /media/card ro,nosuid shared:5 - ext4 /dev/sdb2 rw
-33 27 8:18 /a /mnt/bind rw shared:5 - ext4 /dev/sdb2 rw
+33 27 8:18 /a /mnt/bind ro shared:5 - ext4 /dev/sdb2 rw
 34 27 7:10 / /mnt/inner rw - ext4 /dev/loop10 rw
 35 27 179:1 / /media/slot ro - ext4 /dev/mmcblk0p1 ro
 broken line
