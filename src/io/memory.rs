@@ -36,7 +36,8 @@ impl MemoryDisk {
 impl From<Vec<u8>> for MemoryDisk {
     fn from(bytes: Vec<u8>) -> Self {
         let disk = Self::new(bytes.len() as u64);
-        disk.write_all_at(0, &bytes).expect("the range is the disk's own");
+        disk.write_all_at(0, &bytes)
+            .expect("the range is the disk's own");
         disk
     }
 }
@@ -122,7 +123,10 @@ impl<T> FaultyDisk<T> {
 
     /// Returns every byte that was asked for so far.
     pub fn read_so_far(&self) -> RangeSet {
-        self.reads.lock().expect("no test panics while holding it").clone()
+        self.reads
+            .lock()
+            .expect("no test panics while holding it")
+            .clone()
     }
 
     pub fn into_inner(self) -> T {
@@ -143,7 +147,10 @@ impl<T: ReadAt> ReadAt for FaultyDisk<T> {
             .insert(range.clone());
         if self.bad_reads.intersects(range) {
             let cause = io::Error::other("injected read error");
-            return Err(Error::io(format!("reading {} bytes at byte {offset}", buf.len()), cause));
+            return Err(Error::io(
+                format!("reading {} bytes at byte {offset}", buf.len()),
+                cause,
+            ));
         }
         self.inner.read_exact_at(offset, buf)
     }
@@ -153,10 +160,15 @@ impl<T: WriteAt> WriteAt for FaultyDisk<T> {
     fn write_all_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         let left = self
             .writes_left
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            });
         if left.is_err() {
             let cause = io::Error::other("injected write error");
-            return Err(Error::io(format!("writing {} bytes at byte {offset}", buf.len()), cause));
+            return Err(Error::io(
+                format!("writing {} bytes at byte {offset}", buf.len()),
+                cause,
+            ));
         }
         self.inner.write_all_at(offset, buf)
     }

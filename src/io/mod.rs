@@ -78,6 +78,8 @@ pub fn check_range(len: u64, offset: u64, count: u64) -> Result<()> {
 pub fn is_zero(buf: &[u8]) -> bool {
     // SAFETY-free form of align_to: chunks of 64 bytes let the compiler use vectors.
     let mut chunks = buf.chunks_exact(64);
-    chunks.by_ref().all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
+    chunks
+        .by_ref()
+        .all(|chunk| chunk.iter().fold(0, |or, byte| or | byte) == 0)
         && chunks.remainder().iter().all(|&byte| byte == 0)
 }

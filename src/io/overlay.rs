@@ -103,7 +103,11 @@ impl Overlay {
 
     /// Makes `range` zeros.
     pub fn set_zero(&mut self, range: Range<u64>) {
-        self.set(range.start, range.end.saturating_sub(range.start), Source::Zero);
+        self.set(
+            range.start,
+            range.end.saturating_sub(range.start),
+            Source::Zero,
+        );
     }
 
     /// Takes `len` bytes at `offset` from byte `from` of the base.
@@ -211,11 +215,7 @@ impl Overlay {
                     }
                     let covered = end.saturating_sub(from);
                     if covered < segment.len {
-                        flat.set(
-                            segment.start + covered,
-                            segment.len - covered,
-                            Source::Zero,
-                        );
+                        flat.set(segment.start + covered, segment.len - covered, Source::Zero);
                     }
                 }
                 source => flat.set(segment.start, segment.len, source),
@@ -359,9 +359,14 @@ impl Iterator for Segments<'_> {
             .next_back()
             .filter(|(run_start, run)| **run_start + run.len > start);
         let (end, source) = match holding {
-            Some((&run_start, run)) => (run_start + run.len, run.source.advanced(start - run_start)),
+            Some((&run_start, run)) => {
+                (run_start + run.len, run.source.advanced(start - run_start))
+            }
             None => {
-                let next = runs.range(start..).next().map_or(self.end, |(&next, _)| next);
+                let next = runs
+                    .range(start..)
+                    .next()
+                    .map_or(self.end, |(&next, _)| next);
                 (next, Source::Base(start))
             }
         };

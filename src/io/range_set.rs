@@ -144,7 +144,9 @@ mod tests {
         let mut model = [false; 64];
         let mut state = 7u64;
         for _ in 0..4000 {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             let a = (state >> 33) % 64;
             let b = a + (state >> 50) % (64 - a);
             let add = state >> 63 == 0;
