@@ -1,6 +1,7 @@
 //! pishrink: a small, sound image from an SD card, and a full card from an image.
 
 pub mod codec;
+pub mod device;
 pub mod error;
 pub mod ext4;
 pub mod io;
