@@ -1,5 +1,7 @@
 //! pishrink: a small, sound image from an SD card, and a full card from an image.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod codec;
 pub mod device;
 pub mod error;

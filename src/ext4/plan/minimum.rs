@@ -23,7 +23,10 @@ pub fn plan_minimum(metadata: &Metadata) -> Result<ResizePlan, NoFit> {
             Err(_) => low = middle + 1,
         }
     }
-    let (mut low, mut high) = (geometry.group_start(high - 1) + 1, best.geometry.blocks_count);
+    let (mut low, mut high) = (
+        geometry.group_start(high - 1) + 1,
+        best.geometry.blocks_count,
+    );
     while low < high {
         let middle = low + (high - low) / 2;
         match plan(metadata, middle) {
