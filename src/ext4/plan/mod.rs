@@ -126,6 +126,18 @@ pub fn valid_size(metadata: &Metadata, blocks: BlockNr) -> BlockNr {
     }
 }
 
+/// Returns the smallest valid size from `blocks` on: a last group too small for its own metadata is
+/// filled up to what it needs.
+pub fn larger_size(metadata: &Metadata, blocks: BlockNr) -> BlockNr {
+    let geometry = new_geometry(metadata, blocks);
+    if geometry.groups <= 1 || last_group_fits(&geometry) {
+        return blocks;
+    }
+    let last = geometry.groups - 1;
+    let needs = 2 + geometry.itable_blocks + geometry.super_blocks(last) + LAST_GROUP_SPARE;
+    geometry.group_start(last) + needs.min(geometry.blocks_per_group)
+}
+
 /// Plans the filesystem at `blocks` blocks, smaller, larger or the same.
 ///
 /// # Errors
