@@ -183,9 +183,9 @@ pub fn dx_limit(fs: &Super, kind: BlockKind) -> usize {
 /// Returns the deepest index the filesystem may have (0: the root points to leaves).
 pub fn dx_max_levels(fs: &Super) -> u8 {
     if fs.superblock.has_incompat(INCOMPAT_LARGEDIR) {
-        3
-    } else {
         2
+    } else {
+        1
     }
 }
 

@@ -1,6 +1,7 @@
 //! ext2, ext3 and ext4: reading, checking and resizing, without ever writing.
 
 pub mod bitmap;
+pub mod check;
 pub mod checksum;
 pub mod dir;
 pub mod emit;
@@ -118,8 +119,14 @@ impl Ext4 {
                 unknown.join(", ")
             )));
         }
-        let overlay = Overlay::new(device.len());
-        let recovery = Recovery::default();
+        let replay = journal::replay(&fs, device)?;
+        let overlay = replay.overlay;
+        let recovery = Recovery {
+            journal_was_dirty: replay.needed,
+            transactions: replay.transactions,
+            blocks: replay.blocks,
+            ..Recovery::default()
+        };
         let mut findings = Findings::default();
         let view = overlay.over(device);
         let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
@@ -128,6 +135,9 @@ impl Ext4 {
             Contents::Bitmaps(usage::used_bytes(&fs, &table, &view, &mut findings)?)
         } else {
             let metadata = Metadata::read(&view, &mut findings)?;
+            if findings.is_sound() {
+                findings.merge(check::check(&view, &metadata)?);
+            }
             Contents::Known(Box::new(metadata))
         };
         if !findings.is_sound() {

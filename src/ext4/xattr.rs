@@ -74,8 +74,7 @@ pub fn in_slot<T: AsRef<[u8]>>(inode: &Inode<T>) -> Option<Area> {
     let slot = inode.bytes();
     let extra = usize::from(inode.extra_isize());
     let magic = GOOD_OLD_INODE_SIZE + extra;
-    // Without i_extra_isize nothing says that what follows the old fields is in use at all.
-    if extra == 0 || magic + 4 > slot.len() || !extra.is_multiple_of(4) {
+    if magic + 4 >= slot.len() || !extra.is_multiple_of(4) {
         return None;
     }
     (le32(slot, magic) == XATTR_MAGIC).then_some(Area {

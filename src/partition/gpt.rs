@@ -199,15 +199,14 @@ impl Found {
 }
 
 /// Looks for headers with both sector sizes; a sound primary decides, then a sound backup.
-pub(super) fn find(disk: &dyn ReadAt) -> Result<Found> {
-    let found = [512, 4096].map(|sector_size| find_with(disk, sector_size));
-    let [small, large] = found;
+pub(super) fn find(disk: &dyn ReadAt) -> Found {
+    let [small, large] = [512, 4096].map(|sector_size| find_with(disk, sector_size));
     let rank = |found: &Found| (found.has_primary(), found.is_usable());
-    Ok(if rank(&large) > rank(&small) {
+    if rank(&large) > rank(&small) {
         large
     } else {
         small
-    })
+    }
 }
 
 fn find_with(disk: &dyn ReadAt, sector_size: u64) -> Found {

@@ -212,10 +212,9 @@ def backups(fs, out, strict):
                     if fs.buf[copy + low:copy + low + size] != fs.buf[source + low:source + low + size]:
                         out.append("backup in group %d: %s of descriptor %d differs from the primary" % (g, name, k))
         if strict:
-            tail = fs.groups * fs.desc_size
-            end = fs.desc_blocks * fs.bs
-            if any(fs.buf[theirs + tail:theirs + end]):
-                out.append("backup in group %d: something behind the last descriptor" % g)
+            source, length = (fs.super_block + 1) * fs.bs, fs.desc_blocks * fs.bs
+            if fs.buf[source:source + length] != fs.buf[theirs:theirs + length]:
+                out.append("backup in group %d: the descriptor blocks differ behind the last descriptor" % g)
 
 
 def journal(fs, out, strict):
