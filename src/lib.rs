@@ -1,6 +1,7 @@
 //! pishrink: a small, sound image from an SD card, and a full card from an image.
 
 pub mod bmap;
+pub mod capture;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod codec;
@@ -10,5 +11,7 @@ pub mod ext4;
 pub mod fat;
 pub mod io;
 pub mod partition;
+pub mod pipeline;
 pub mod progress;
 pub mod units;
+pub mod volume;
