@@ -88,14 +88,17 @@ impl Snapshot {
     }
 
     /// Returns all whole disks but those that are never a medium: RAM disks, optical drives, the
-    /// boot areas of eMMC, loop devices without a file.
+    /// boot areas of eMMC, loop and network devices with nothing behind them.
     pub(super) fn disks(&self) -> Vec<DeviceInfo> {
         let mut disks: Vec<_> = self
             .nodes
             .values()
             .filter(|node| node.parent.is_none() && is_disk(&node.name))
             .map(|node| self.device(node))
-            .filter(|info| info.bus != Bus::Loop || info.backing_file.is_some())
+            .filter(|info| match info.bus {
+                Bus::Loop => info.backing_file.is_some(),
+                _ => info.size > 0 || !info.name.starts_with("nbd"),
+            })
             .collect();
         // sdb before sdaa, loop2 before loop10.
         disks.sort_by_key(|info| (info.name.len(), info.name.clone()));
@@ -344,7 +347,7 @@ fn is_disk(name: &str) -> bool {
         && name
             .trim_end_matches(|c: char| c.is_ascii_digit())
             .ends_with("boot");
-    let unfit = ["ram", "zram", "sr", "fd", "nbd", "mtdblock"]
+    let unfit = ["ram", "zram", "sr", "fd", "mtdblock"]
         .into_iter()
         .any(numbered);
     !(unfit || boot_area || (name.starts_with("mmcblk") && name.ends_with("rpmb")))
@@ -674,6 +677,7 @@ mod tests {
             1 << 20,
             &[("loop/backing_file", "/media/card/b.img")],
         );
+        tree.add(&loops("nbd0"), "43:0", 0, &[]);
         for (name, dev) in [("zram0", "253:0"), ("ram0", "1:0"), ("sr0", "11:0")] {
             tree.add(&loops(name), dev, 1 << 30, &[]);
         }
@@ -857,6 +861,38 @@ Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority
         ] {
             assert_eq!(snapshot.holds(disk, Path::new(file)), held, "{disk} {file}");
         }
+    }
+
+    #[test]
+    fn a_raid_has_partitions_of_its_own() {
+        let tree = Tree::new("raid");
+        let (disk, raid) = (
+            "devices/x/ata1/host0/block/sda",
+            "devices/virtual/block/md127",
+        );
+        tree.add(disk, "8:0", 1 << 30, &[]);
+        tree.add(
+            &format!("{disk}/sda1"),
+            "8:1",
+            1 << 29,
+            &[("partition", "1")],
+        );
+        tree.hold(&format!("{disk}/sda1"), "md127");
+        tree.add(raid, "9:127", 1 << 29, &[]);
+        tree.add(
+            &format!("{raid}/md127p1"),
+            "259:5",
+            1 << 28,
+            &[("partition", "1")],
+        );
+        let mounts = "1 1 259:5 / /srv rw - ext4 /dev/md127p1 rw\n";
+        let disks = tree.snapshot(mounts, "").disks();
+        let sda = named(&disks, "sda");
+        assert_eq!((sda.bus, sda.system), (Bus::Sata, false));
+        assert_eq!(sda.volumes[0].mount_points, [PathBuf::from("/srv")]);
+        assert_eq!(sda.volumes[0].in_use_by.as_deref(), Some("md127"));
+        let disks = tree.snapshot(&mounts.replace("/srv", "/"), "").disks();
+        assert!(named(&disks, "sda").system);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::super::*;
 use super::bytes::{disk, sector};
-use crate::io::memory::MemoryDisk;
+use crate::io::memory::{FaultyDisk, MemoryDisk};
 use crate::io::{Source, WriteAt};
 
 fn random(state: &mut u64, below: u64) -> u64 {
@@ -178,4 +178,117 @@ fn damaged_tables_never_panic() {
         "{read} of 60000 were read"
     );
     assert!(changed > 20_000, "{changed} were changed");
+}
+
+#[test]
+fn headers_that_are_not_believed() {
+    // Offset in both headers, bytes there, what is wrong.
+    for (at, value, text) in [
+        (12, &[91, 0][..], "the header's size is 91"),
+        (12, &[1, 2], "the header's size is 513"),
+        (24, &[9], "the header belongs elsewhere"),
+        (40, &[0xFF, 0xFF], "sector numbers contradict"),
+        (40, &[0xFF; 16], "sector numbers contradict"),
+        (48, &[9, 0], "sector numbers contradict"),
+        (72, &[0xFF; 8], "sector numbers contradict"),
+        (80, &[0], "it has 0 entries of 128 bytes"),
+        (80, &[1, 4], "it has 1025 entries of 128 bytes"),
+        (84, &[192], "it has 32 entries of 192 bytes"),
+        (84, &[64], "it has 32 entries of 64 bytes"),
+        (84, &[0, 32], "it has 32 entries of 8192 bytes"),
+    ] {
+        for size in [512, 4096] {
+            let disk = gpt_seed(size);
+            let text = if size == 4096 {
+                text.replace("is 513", "is 4097")
+            } else {
+                text.into()
+            };
+            let oversized = [1, 16];
+            let value = if text.contains("4097") {
+                &oversized
+            } else {
+                value
+            };
+            for lba in [1, GPT_SECTORS - 1] {
+                disk.write_all_at(lba * size + at, value).unwrap();
+                mend(&disk, size, lba);
+            }
+            let error = PartitionTable::read(&disk).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsound);
+            assert_eq!(
+                error.to_string().matches(&text).count(),
+                2,
+                "{text}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn entries_that_are_not_believed() {
+    // Slot, first sector, last sector.
+    for (slot, first, last, text) in [
+        (
+            1,
+            50,
+            49,
+            "partition 2 ends (sector 49) before it starts (sector 50)",
+        ),
+        (
+            1,
+            9,
+            12,
+            "partition 2 (sectors 9 to 12) is not inside the usable sectors 10 to 290",
+        ),
+        (
+            1,
+            280,
+            291,
+            "partition 2 (sectors 280 to 291) is not inside the usable sectors 10 to 290",
+        ),
+        (
+            1,
+            280,
+            300,
+            "partition 2 ends at byte 154112, but the disk has only 153600 bytes",
+        ),
+        (
+            1,
+            59,
+            70,
+            "partition 16 (sectors 40 to 59) and partition 2 (sectors 59 to 70) overlap",
+        ),
+        (
+            1,
+            0,
+            u64::MAX,
+            "partition 2 ends at byte 9444732965739290427392, but the disk has only 153600 bytes",
+        ),
+    ] {
+        let disk = gpt_seed(512);
+        let entry = 1024 + 128 * slot;
+        disk.write_all_at(entry + 32, &u64::to_le_bytes(first))
+            .unwrap();
+        disk.write_all_at(entry + 40, &u64::to_le_bytes(last))
+            .unwrap();
+        mend(&disk, 512, 1);
+        let error = PartitionTable::read(&disk).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsound);
+        assert_eq!(error.to_string(), text);
+    }
+}
+
+#[test]
+fn an_unreadable_copy_is_a_damaged_one() {
+    for size in [512, 4096] {
+        let bad = std::iter::once(size..size + 1).collect();
+        let disk = FaultyDisk::new(gpt_seed(size)).with_bad_reads(bad);
+        let table = PartitionTable::read(&disk).unwrap().unwrap();
+        assert_eq!((table.sector_size(), table.partitions().len()), (size, 3));
+        assert!(table.warnings()[0].contains("injected read error"));
+        // The header is written anew, and the new disk never asks for the old one.
+        let layout = table.relayout(&disk, &[], DiskLen::Minimal).unwrap();
+        assert!(layout.table.warnings().is_empty());
+    }
 }

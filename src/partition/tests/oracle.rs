@@ -535,6 +535,8 @@ fn a_damaged_copy_is_written_anew() {
             card.apply(&layout);
             let table = card.read();
             assert!(table.warnings().is_empty(), "{:?}", table.warnings());
+            let array = ByteRange::new(primary_array * 512, (primary_array + 32) * 512);
+            assert!(table.table_ranges().contains(&array));
             card.judge(&table);
         }
     }
