@@ -1,0 +1,488 @@
+//! All metadata of a filesystem in one compact value: who owns which block.
+//!
+//! Inodes in use are the truth; bitmaps and counts are only compared with them. Memory: about 80
+//! bytes for each inode in use, 16 for each extent, a bit for each block.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::bitmap::{Bitmap, bit};
+use super::findings::Findings;
+use super::group_desc::{BLOCK_UNINIT, GroupTable, INODE_UNINIT};
+use super::inode::{BAD_INO, EXTENTS_FL, Inode, RESIZE_INO, S_IFDIR, S_IFMT};
+use super::map::{Extent, MapError, MapKind, Node, read_map};
+use super::raw::le32;
+use super::superblock::{
+    COMPAT_HAS_JOURNAL, COMPAT_RESIZE_INODE, INCOMPAT_EXTENTS, INCOMPAT_FLEX_BG, INCOMPAT_MMP,
+    Super,
+};
+use crate::error::{Error, Result};
+use crate::io::ReadAt;
+use crate::units::{BlockNr, GroupNr, InodeNr};
+
+/// Extents of all files together; more is taken for damage (or an attack on memory).
+const MAX_EXTENTS: usize = 24 << 20;
+/// Bytes of inode table read at a time.
+const TABLE_CHUNK: u64 = 1 << 20;
+
+/// One inode in use.
+#[derive(Clone, Debug)]
+pub struct InodeRecord {
+    pub number: InodeNr,
+    pub mode: u16,
+    pub links: u16,
+    pub flags: u32,
+    pub generation: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// `i_blocks` in units of 512 bytes.
+    pub blocks_512: u64,
+    /// xattr block, 0 for none.
+    pub file_acl: BlockNr,
+    pub kind: MapKind,
+    extents: (u32, u32),
+    nodes: (u32, u32),
+}
+
+impl InodeRecord {
+    pub fn is_dir(&self) -> bool {
+        self.mode & S_IFMT == S_IFDIR
+    }
+}
+
+/// The resize inode's own tree, as far as it has to be known to rebuild it.
+#[derive(Clone, Copy, Debug)]
+pub struct ResizeInode {
+    /// The double-indirect block.
+    pub double_indirect: BlockNr,
+}
+
+/// Everything about a filesystem but its data.
+#[derive(Clone, Debug)]
+pub struct Metadata {
+    pub fs: Super,
+    pub table: GroupTable,
+    /// Inodes in use but the resize inode, ascending.
+    pub inodes: Vec<InodeRecord>,
+    extents: Vec<Extent>,
+    nodes: Vec<Node>,
+    /// Every block that somebody owns.
+    pub used: Bitmap,
+    /// xattr blocks and how many inodes share each.
+    pub xattr_blocks: BTreeMap<BlockNr, u32>,
+    pub resize_inode: Option<ResizeInode>,
+    /// Does the bad-blocks inode list blocks?
+    pub has_bad_blocks: bool,
+}
+
+impl Metadata {
+    /// Reads all metadata through `device`, a filesystem whose journal has been replayed and whose
+    /// orphans are finished, and notes in `findings` what does not fit together.
+    ///
+    /// # Errors
+    /// What the device fails with, and a superblock that cannot be.
+    pub fn read(device: &dyn ReadAt, findings: &mut Findings) -> Result<Self> {
+        let fs =
+            Super::read(device)?.ok_or_else(|| Error::unsound("ext4: the superblock has gone"))?;
+        let table = GroupTable::read(&fs, device)?;
+        for group in &table.bad_checksums {
+            findings.damaged(format!(
+                "group {group}: the descriptor's checksum does not match"
+            ));
+        }
+        let mut metadata = Self {
+            used: Bitmap::new(fs.geometry.blocks_count),
+            fs,
+            table,
+            inodes: Vec::new(),
+            extents: Vec::new(),
+            nodes: Vec::new(),
+            xattr_blocks: BTreeMap::new(),
+            resize_inode: None,
+            has_bad_blocks: false,
+        };
+        metadata.claim_group_metadata(findings);
+        if findings.is_sound() {
+            metadata.read_inodes(device, findings)?;
+        }
+        if findings.is_sound() {
+            metadata.compare_bitmaps(device, findings)?;
+        }
+        Ok(metadata)
+    }
+
+    /// Returns the blocks of a file, ascending within the file.
+    pub fn extents(&self, inode: &InodeRecord) -> &[Extent] {
+        &self.extents[inode.extents.0 as usize..inode.extents.1 as usize]
+    }
+
+    /// Returns the nodes of a file's map, parents before children.
+    pub fn nodes(&self, inode: &InodeRecord) -> &[Node] {
+        &self.nodes[inode.nodes.0 as usize..inode.nodes.1 as usize]
+    }
+
+    /// Returns the inode in use with this number.
+    pub fn inode(&self, number: InodeNr) -> Option<&InodeRecord> {
+        let index = self
+            .inodes
+            .binary_search_by_key(&number, |inode| inode.number);
+        index.ok().map(|index| &self.inodes[index])
+    }
+
+    /// Returns the byte offset of an inode's slot.
+    pub fn inode_offset(&self, number: InodeNr) -> u64 {
+        let geometry = &self.fs.geometry;
+        let (group, index) = geometry.inode_place(number);
+        geometry.offset(self.table.groups[group as usize].inode_table())
+            + u64::from(index) * geometry.inode_size
+    }
+
+    /// Reads an inode's slot.
+    ///
+    /// # Errors
+    /// What the device fails with.
+    pub fn read_inode(&self, device: &dyn ReadAt, number: InodeNr) -> Result<Inode> {
+        let size = self.fs.geometry.inode_size as usize;
+        device
+            .read_vec_at(self.inode_offset(number), size)
+            .map(Inode)
+    }
+
+    /// Returns how many slots of a group's inode table may hold something.
+    pub fn slots_in_use(&self, group: GroupNr) -> u32 {
+        let per_group = self.fs.geometry.inodes_per_group;
+        if !self.fs.superblock.has_group_checksums() {
+            return per_group;
+        }
+        let desc = &self.table.groups[group as usize];
+        if desc.has_flag(INODE_UNINIT) {
+            0
+        } else {
+            per_group.saturating_sub(desc.itable_unused())
+        }
+    }
+
+    /// Is the group's block bitmap on disk to be ignored?
+    pub fn block_uninit(&self, group: GroupNr) -> bool {
+        self.fs.superblock.has_group_checksums()
+            && self.table.groups[group as usize].has_flag(BLOCK_UNINIT)
+    }
+
+    /// Marks what belongs to the groups themselves.
+    fn claim_group_metadata(&mut self, findings: &mut Findings) {
+        let geometry = &self.fs.geometry;
+        let flex = self.fs.superblock.has_incompat(INCOMPAT_FLEX_BG);
+        let used = &mut self.used;
+        used.set_range(0..geometry.first_data_block);
+        for group in 0..geometry.groups {
+            let start = geometry.group_start(group);
+            let supers = geometry.super_blocks(group);
+            if start + supers > geometry.group_end(group) {
+                findings.damaged(format!("group {group}: no room for its own descriptors"));
+                continue;
+            }
+            used.set_range(start..start + supers);
+        }
+        for group in 0..geometry.groups {
+            let desc = &self.table.groups[group as usize];
+            let own = geometry.group_start(group)..geometry.group_end(group);
+            let parts = [
+                ("block bitmap", desc.block_bitmap(), 1),
+                ("inode bitmap", desc.inode_bitmap(), 1),
+                ("inode table", desc.inode_table(), geometry.itable_blocks),
+            ];
+            for (what, block, count) in parts {
+                let within = if flex {
+                    geometry.first_data_block..geometry.blocks_count
+                } else {
+                    own.clone()
+                };
+                let fits = block >= within.start
+                    && block
+                        .checked_add(count)
+                        .is_some_and(|end| end <= within.end);
+                if !fits {
+                    findings.damaged(format!(
+                        "group {group}: its {what} at block {block} is out of place"
+                    ));
+                } else if used.set_range(block..block + count) != 0 {
+                    findings.damaged(format!(
+                        "group {group}: its {what} at block {block} overlaps other metadata"
+                    ));
+                }
+            }
+            if self.fs.superblock.has_group_checksums()
+                && desc.itable_unused() > geometry.inodes_per_group
+            {
+                findings.damaged(format!(
+                    "group {group}: bg_itable_unused is {}",
+                    desc.itable_unused()
+                ));
+            }
+        }
+        if self.fs.superblock.has_incompat(INCOMPAT_MMP) {
+            let block = self.fs.superblock.mmp_block();
+            let inside = block > geometry.first_data_block && block < geometry.blocks_count;
+            if !inside || used.set_range(block..block + 1) != 0 {
+                findings.damaged(format!("the MMP block {block} is out of place"));
+            }
+        }
+    }
+
+    fn read_inodes(&mut self, device: &dyn ReadAt, findings: &mut Findings) -> Result<()> {
+        let geometry = self.fs.geometry.clone();
+        for group in 0..geometry.groups {
+            let slots = u64::from(self.slots_in_use(group));
+            let table = geometry.offset(self.table.groups[group as usize].inode_table());
+            let per_chunk = TABLE_CHUNK.max(geometry.inode_size) / geometry.inode_size;
+            let mut index = 0;
+            while index < slots {
+                let count = per_chunk.min(slots - index);
+                let chunk = device.read_vec_at(
+                    table + index * geometry.inode_size,
+                    (count * geometry.inode_size) as usize,
+                )?;
+                for (within, slot) in chunk.chunks_exact(geometry.inode_size as usize).enumerate() {
+                    let number = geometry.inode_at(group, (index + within as u64) as u32);
+                    self.take_inode(device, number, &Inode(slot), findings)?;
+                }
+                index += count;
+            }
+        }
+        if self.fs.superblock.has_compat(COMPAT_HAS_JOURNAL) {
+            let journal = InodeNr(self.fs.superblock.s_journal_inum());
+            if journal.0 != 0 && self.inode(journal).is_none() {
+                findings.damaged(format!("the journal's inode {journal} is not in use"));
+            }
+        }
+        if self.fs.superblock.has_compat(COMPAT_RESIZE_INODE) && self.resize_inode.is_none() {
+            findings.damaged("the resize inode (7) is missing");
+        }
+        Ok(())
+    }
+
+    fn take_inode(
+        &mut self,
+        device: &dyn ReadAt,
+        number: InodeNr,
+        inode: &Inode<&[u8]>,
+        findings: &mut Findings,
+    ) -> Result<()> {
+        if number == RESIZE_INO && self.fs.superblock.has_compat(COMPAT_RESIZE_INODE) {
+            self.take_resize_inode(inode, findings);
+            return Ok(());
+        }
+        if number == BAD_INO {
+            self.has_bad_blocks = inode.i_block().iter().any(|&byte| byte != 0);
+            if self.has_bad_blocks {
+                findings.repaired("the list of bad blocks is about this card and is left out");
+            }
+            return Ok(());
+        }
+        if inode.i_links_count() == 0 {
+            return Ok(());
+        }
+        if !inode.checksum_matches(&self.fs.checksums, number) {
+            findings.damaged(format!("inode {number}: its checksum does not match"));
+            return Ok(());
+        }
+        let mut record = InodeRecord {
+            number,
+            mode: inode.i_mode(),
+            links: inode.i_links_count(),
+            flags: inode.i_flags(),
+            generation: inode.i_generation(),
+            size: inode.size(),
+            blocks_512: inode.blocks_512(&self.fs),
+            file_acl: inode.file_acl(&self.fs),
+            kind: MapKind::None,
+            extents: (0, 0),
+            nodes: (0, 0),
+        };
+        self.take_xattr_block(&record, findings);
+        if inode.has_block_map(&self.fs) {
+            record.kind = if inode.has_flag(EXTENTS_FL) {
+                if !self.fs.superblock.has_incompat(INCOMPAT_EXTENTS) {
+                    findings.damaged(format!("inode {number}: extents without the feature"));
+                }
+                MapKind::Extents
+            } else {
+                MapKind::Indirect
+            };
+            let used = &mut self.used;
+            let mut claim = |block: BlockNr, count: u64| used.set_range(block..block + count) == 0;
+            match read_map(&self.fs, device, number, inode, &mut claim) {
+                Ok(map) => {
+                    if self.extents.len() + map.extents.len() > MAX_EXTENTS {
+                        return Err(Error::unsupported(format!(
+                            "ext4: the files are in more than {MAX_EXTENTS} pieces"
+                        )));
+                    }
+                    record.extents = append(&mut self.extents, map.extents);
+                    record.nodes = append(&mut self.nodes, map.nodes);
+                }
+                Err(MapError::Device(error)) => return Err(error),
+                Err(MapError::Broken(text)) => {
+                    findings.damaged(format!("inode {number}: {text}"));
+                }
+            }
+        }
+        self.inodes.push(record);
+        Ok(())
+    }
+
+    fn take_xattr_block(&mut self, inode: &InodeRecord, findings: &mut Findings) {
+        let block = inode.file_acl;
+        if block == 0 {
+            return;
+        }
+        if let Some(sharers) = self.xattr_blocks.get_mut(&block) {
+            *sharers += 1;
+            return;
+        }
+        let geometry = &self.fs.geometry;
+        if block <= geometry.first_data_block || block >= geometry.blocks_count {
+            findings.damaged(format!(
+                "inode {}: its xattr block {block} is outside the filesystem",
+                inode.number
+            ));
+        } else if self.used.set_range(block..block + 1) != 0 {
+            findings.damaged(format!(
+                "inode {}: its xattr block {block} is in use elsewhere",
+                inode.number
+            ));
+        } else {
+            self.xattr_blocks.insert(block, 1);
+        }
+    }
+
+    /// The reserved descriptor blocks themselves belong to the groups; only the double-indirect
+    /// block is the inode's own.
+    fn take_resize_inode(&mut self, inode: &Inode<&[u8]>, findings: &mut Findings) {
+        const DOUBLE: usize = 13;
+        if !inode.checksum_matches(&self.fs.checksums, RESIZE_INO) {
+            findings.damaged("the resize inode (7): its checksum does not match");
+            return;
+        }
+        let i_block = inode.i_block();
+        let block = u64::from(le32(i_block, 4 * DOUBLE));
+        let others = (0..15).any(|slot| slot != DOUBLE && le32(i_block, 4 * slot) != 0);
+        let geometry = &self.fs.geometry;
+        let inside = block > geometry.first_data_block && block < geometry.blocks_count;
+        if others || !inside || self.used.set_range(block..block + 1) != 0 {
+            findings.damaged(format!(
+                "the resize inode (7): its block {block} is out of place"
+            ));
+            return;
+        }
+        self.resize_inode = Some(ResizeInode {
+            double_indirect: block,
+        });
+    }
+
+    /// Counts where the bitmaps and counts on disk differ from what the inodes say.
+    fn compare_bitmaps(&self, device: &dyn ReadAt, findings: &mut Findings) -> Result<()> {
+        let geometry = &self.fs.geometry;
+        let live = self.live_inodes();
+        let (mut leaked, mut missing, mut inode_bits, mut counts) = (0u64, 0u64, 0u64, 0u64);
+        let (mut free_blocks, mut free_inodes) = (0u64, 0u64);
+        for group in 0..geometry.groups {
+            let desc = &self.table.groups[group as usize];
+            let blocks = geometry.group_start(group)..geometry.group_end(group);
+            let mut expected = vec![0; geometry.block_size as usize];
+            self.used.export(blocks.clone(), &mut expected);
+            let size = geometry.block_size as usize;
+            if !self.block_uninit(group) {
+                let actual = device.read_vec_at(geometry.offset(desc.block_bitmap()), size)?;
+                let bits = blocks.end - blocks.start;
+                for index in (0..bits).filter(|index| {
+                    index % 8 != 0 || expected[(index / 8) as usize] != actual[(index / 8) as usize]
+                }) {
+                    match (bit(&actual, index), bit(&expected, index)) {
+                        (true, false) => leaked += 1,
+                        (false, true) => missing += 1,
+                        _ => {}
+                    }
+                }
+            } else {
+                let metadata = self.group_metadata_blocks(group);
+                missing += self.used.count(blocks.clone()).saturating_sub(metadata);
+            }
+            let free = blocks.end - blocks.start - self.used.count(blocks.clone());
+            free_blocks += free;
+            let (first, per_group) = (group * geometry.inodes_per_group, geometry.inodes_per_group);
+            let range = u64::from(first)..u64::from(first) + u64::from(per_group);
+            let used_inodes = live.count(range.clone());
+            free_inodes += u64::from(per_group) - used_inodes;
+            let uninit = self.fs.superblock.has_group_checksums() && desc.has_flag(INODE_UNINIT);
+            if !uninit {
+                let actual = device.read_vec_at(geometry.offset(desc.inode_bitmap()), size)?;
+                inode_bits += (0..u64::from(per_group))
+                    .filter(|&index| bit(&actual, index) != live.get(range.start + index))
+                    .count() as u64;
+            }
+            if u64::from(desc.free_blocks()) != free
+                || u64::from(desc.free_inodes()) != u64::from(per_group) - used_inodes
+            {
+                counts += 1;
+            }
+        }
+        if leaked > 0 {
+            findings.repaired(format!(
+                "{leaked} blocks were marked as used but belong to nothing"
+            ));
+        }
+        if missing > 0 {
+            findings.repaired(format!("{missing} blocks of files were marked as free"));
+        }
+        if inode_bits > 0 {
+            findings.repaired(format!("{inode_bits} inodes were marked wrongly"));
+        }
+        let superblock = &self.fs.superblock;
+        if counts > 0
+            || superblock.free_blocks_count() != free_blocks
+            || u64::from(superblock.s_free_inodes_count()) != free_inodes
+        {
+            findings.repaired("counts of free blocks or inodes were out of date");
+        }
+        Ok(())
+    }
+
+    /// Returns how many blocks of the group's own area hold any group's metadata.
+    pub fn group_metadata_blocks(&self, group: GroupNr) -> u64 {
+        let geometry = &self.fs.geometry;
+        let own = geometry.group_start(group)..geometry.group_end(group);
+        let mut blocks = geometry.super_blocks(group);
+        let desc = &self.table.groups[group as usize];
+        for (start, count) in [
+            (desc.block_bitmap(), 1),
+            (desc.inode_bitmap(), 1),
+            (desc.inode_table(), geometry.itable_blocks),
+        ] {
+            blocks += overlap(&own, start..start + count);
+        }
+        blocks
+    }
+
+    /// Returns a bitmap with the bit `number - 1` for each inode that is in use or reserved.
+    pub fn live_inodes(&self) -> Bitmap {
+        let mut live = Bitmap::new(u64::from(self.fs.geometry.inodes_count()));
+        live.set_range(0..u64::from(self.fs.superblock.first_ino()) - 1);
+        for inode in &self.inodes {
+            let index = u64::from(inode.number.0) - 1;
+            live.set_range(index..index + 1);
+        }
+        live
+    }
+}
+
+fn overlap(a: &Range<u64>, b: Range<u64>) -> u64 {
+    a.end.min(b.end).saturating_sub(a.start.max(b.start))
+}
+
+fn append<T>(pool: &mut Vec<T>, items: Vec<T>) -> (u32, u32) {
+    // OK: MAX_EXTENTS bounds the one pool, and there are fewer nodes than extents and pointers.
+    let start = pool.len() as u32;
+    pool.extend(items);
+    (start, pool.len() as u32)
+}
