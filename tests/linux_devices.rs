@@ -107,9 +107,10 @@ fn describes_disks_partitions_and_mounts() {
     let scratch = Scratch::new("describe");
     let file = scratch.card("card.img", 64 * MIB);
     partition(&file, "label: dos\n2048,32768,c\n34816,,83\n");
-    let disk = Loop::attach(&file, &[]);
-    // Not left to the kernel: one in a small virtual machine may know no partition tables.
-    run("partx", &["-a", disk.0.to_str().unwrap()]);
+    // With -P, the kernel forgets the partitions when it is detached; partx is for kernels of small
+    // virtual machines, which know no partition tables.
+    let disk = Loop::attach(&file, &["-P"]);
+    run("partx", &["-u", disk.0.to_str().unwrap()]);
     run("mkfs.ext4", &["-q", disk.part(2).to_str().unwrap()]);
 
     let info = describe(&disk.0).unwrap();
@@ -147,7 +148,7 @@ fn describes_disks_partitions_and_mounts() {
     assert_eq!(device::mounts_of(&disk.0).unwrap(), info.volumes[1..]);
 
     // Mounted, and a loop device is not removable: neither source nor target.
-    let target = Target::Device(info.clone());
+    let target = Target::Device(Box::new(info.clone()));
     let refusals = [
         safety::assess_target(&info, &any_device()).unwrap_err(),
         open_target(&target, &TargetOptions::default()).unwrap_err(),
@@ -389,62 +390,4 @@ fn only_files_and_block_devices_are_opened() {
         ErrorKind::Io
     );
     assert_eq!(resolve_target(&missing).unwrap_err().kind(), ErrorKind::Io);
-}
-
-#[test]
-fn files_stand_for_cards() {
-    let scratch = Scratch::new("files");
-    for size in [0, 1, 513] {
-        let error = create_card_file(&scratch.0.join("odd"), size).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Usage);
-    }
-    // Sparse, and never over something that exists.
-    let path = scratch.card("card.img", 32_000_000_000);
-    assert_eq!(
-        create_card_file(&path, MIB).unwrap_err().kind(),
-        ErrorKind::Io
-    );
-    let target = resolve_target(&path).unwrap();
-    assert_eq!(target, Target::File(path.clone()));
-    let open = open_target(&target, &TargetOptions::default()).unwrap();
-    assert_eq!((open.len(), open.info()), (32_000_000_000, None));
-    open.write_all_at(31_999_999_990, &[7; 10]).unwrap();
-    open.sync().unwrap();
-    assert!(!open.reread_table().unwrap());
-    assert!(target_holds(&target, &path).unwrap());
-    assert_eq!(fs::metadata(&path).unwrap().len(), 32_000_000_000);
-    let error = open_target(&target, &TargetOptions::default()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
-    assert!(error.to_string().contains("another program"), "{error}");
-    drop(open);
-    let source = open_source(&path, &SourceOptions::default()).unwrap();
-    assert_eq!(
-        source.read_vec_at(31_999_999_989, 11).unwrap(),
-        [0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]
-    );
-
-    // A tail that direct I/O cannot write: told, and written all the same.
-    let odd = scratch.0.join("odd.img");
-    fs::write(&odd, vec![1; 5000]).unwrap();
-    let open = open_target(&Target::File(odd.clone()), &TargetOptions::default()).unwrap();
-    assert_eq!(open.notes().len(), 1);
-    open.write_all_at(4990, &[2; 10]).unwrap();
-    open.drop_cache().unwrap();
-    assert_eq!(
-        fs::read(&odd).unwrap()[4985..],
-        [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
-    );
-
-    let empty = scratch.0.join("empty");
-    fs::write(&empty, "").unwrap();
-    let error = open_target(&Target::File(empty), &TargetOptions::default()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NoSpace);
-
-    let free = device::free_space(&scratch.0).unwrap();
-    let df = run(
-        "df",
-        &["-B1", "--output=avail", scratch.0.to_str().unwrap()],
-    );
-    let df: u64 = df.lines().nth(1).unwrap().trim().parse().unwrap();
-    assert!(free.abs_diff(df) < 256 * MIB, "{free} {df}");
 }

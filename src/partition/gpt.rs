@@ -24,6 +24,8 @@ use crate::units::ByteRange;
 const MAX_ENTRIES: u32 = 1024;
 const ENTRY_SIZES: std::ops::RangeInclusive<u32> = 128..=4096;
 
+const NO_HEADER: &str = "there is no GPT header";
+
 /// A header whose own fields are sound; a whole sector, so that reserved bytes stay.
 #[derive(Clone, Debug)]
 struct Header {
@@ -34,7 +36,7 @@ impl Header {
     /// Decodes the sector at `lba` of a disk of `sectors` sectors, or says what is wrong with it.
     fn from_bytes(raw: Vec<u8>, lba: u64, sectors: u64) -> Result<Self, String> {
         if !raw.starts_with(b"EFI PART") {
-            return Err("there is no GPT header".into());
+            return Err(NO_HEADER.into());
         }
         let header = Self { raw };
         let size = u32_at(&header.raw, 12) as usize;
@@ -199,15 +201,20 @@ impl Found {
 }
 
 /// Looks for headers with both sector sizes; a sound primary decides, then a sound backup.
-pub(super) fn find(disk: &dyn ReadAt) -> Result<Found> {
-    let found = [512, 4096].map(|sector_size| find_with(disk, sector_size));
-    let [small, large] = found;
-    let rank = |found: &Found| (found.has_primary(), found.is_usable());
-    Ok(if rank(&large) > rank(&small) {
+pub(super) fn find(disk: &dyn ReadAt) -> Found {
+    let [small, large] = [512, 4096].map(|sector_size| find_with(disk, sector_size));
+    // Of two damaged ones, the one with a trace of a header names the damage.
+    let rank = |found: &Found| {
+        let traces = [&found.primary, &found.backup]
+            .into_iter()
+            .any(|copy| Copy::problem(copy) != Some(NO_HEADER));
+        (found.has_primary(), found.is_usable(), traces)
+    };
+    if rank(&large) > rank(&small) {
         large
     } else {
         small
-    })
+    }
 }
 
 fn find_with(disk: &dyn ReadAt, sector_size: u64) -> Found {

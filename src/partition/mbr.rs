@@ -78,6 +78,10 @@ fn is_signed(sector: &Sector) -> bool {
     sector[510..] == [0x55, 0xAA]
 }
 
+pub(super) fn has_used_entry(sector: &Sector) -> bool {
+    is_signed(sector) && (0..4).any(|slot| Entry::of(sector, slot).is_used())
+}
+
 /// Is there an entry that guards a GPT, of any form?
 pub(super) fn has_protective_entry(sector: &Sector) -> bool {
     is_signed(sector) && (0..4).any(|slot| Entry::of(sector, slot).type_byte == PROTECTIVE)
@@ -91,32 +95,18 @@ pub(super) fn is_protective(sector: &Sector) -> bool {
             .any(|entry| entry.type_byte == PROTECTIVE && entry.start == 1)
 }
 
-/// Does sector 0 hold a partition table at all?
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Verdict {
-    NoTable,
-    /// There is one; it may still be damaged.
-    Table,
-}
-
-/// Judges sector 0 as the module's decisions say.
-pub(super) fn judge(sector: &Sector, disk: &dyn ReadAt) -> Result<Verdict> {
-    let entries = (0..4).map(|slot| Entry::of(sector, slot));
-    if !is_signed(sector) || !entries.clone().any(|entry| entry.is_used()) {
-        return Ok(Verdict::NoTable);
+/// Is sector 0 a partition table, as the module's decisions say? It may still be damaged.
+pub(super) fn is_table(sector: &Sector, disk: &dyn ReadAt) -> Result<bool> {
+    if !has_used_entry(sector) {
+        return Ok(false);
     }
-    let proper = entries.clone().all(|entry| entry.has_proper_flag());
+    let proper = (0..4).all(|slot| Entry::of(sector, slot).has_proper_flag());
     let fits = check_primaries(sector, disk.len()).is_ok();
-    let table = match (proper, fits) {
-        (true, true) => true,
-        (false, false) => false,
-        _ => !is_bare_filesystem(sector, disk)?,
-    };
-    Ok(if table {
-        Verdict::Table
-    } else {
-        Verdict::NoTable
-    })
+    match (proper, fits) {
+        (true, true) => Ok(true),
+        (false, false) => Ok(false),
+        _ => Ok(!is_bare_filesystem(sector, disk)?),
+    }
 }
 
 /// Is the whole disk one filesystem, as its first sectors tell?

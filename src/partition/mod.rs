@@ -14,7 +14,7 @@
 //!   not a table. A table without any used entry counts as no table.
 //! - **GPT or MBR.** As in Linux, a GPT counts if the MBR has an entry of type EE. Without such an
 //!   entry a used MBR wins over a leftover GPT (with a warning), and a sound primary GPT with
-//!   nothing in sector 0 is read as a GPT (with a warning).
+//!   no entries in sector 0 is read as a GPT (with a warning).
 //! - **MBR sectors are 512 bytes.** Cards with 4096-byte sectors exist with GPT only.
 //! - **CHS addresses stay.** Nothing that boots from a card reads them.
 
@@ -168,25 +168,24 @@ impl PartitionTable {
         }
         let mut sector = [0; mbr::SECTOR as usize];
         disk.read_exact_at(0, &mut sector)?;
-        let protective = mbr::has_protective_entry(&sector);
-        let used_mbr = !protective && mbr::judge(&sector, disk)? != mbr::Verdict::NoTable;
-        let found = gpt::find(disk)?;
+        let found = gpt::find(disk);
         let leftover = found.has_primary();
-        if protective || (!used_mbr && leftover && !mbr::is_bare_filesystem(&sector, disk)?) {
-            if found.is_usable() || mbr::is_protective(&sector) {
-                let mut decoded = gpt::decode(found, &sector, disk)?;
-                if !protective {
-                    decoded.warnings.push(
-                        "the protective MBR is missing: Linux does not see these partitions".into(),
-                    );
-                }
-                return Ok(Some(Self::build(decoded.map(Scheme::Gpt))));
+        let protective = mbr::has_protective_entry(&sector);
+        let is_gpt = if protective {
+            found.is_usable() || mbr::is_protective(&sector)
+        } else {
+            leftover && !mbr::has_used_entry(&sector) && !mbr::is_bare_filesystem(&sector, disk)?
+        };
+        if is_gpt {
+            let mut decoded = gpt::decode(found, &sector, disk)?;
+            if !protective {
+                decoded.warnings.push(
+                    "the protective MBR is missing: Linux does not see these partitions".into(),
+                );
             }
-            // An entry of type EE that does not start at sector 1 and has no GPT behind it.
-            if mbr::judge(&sector, disk)? == mbr::Verdict::NoTable {
-                return Ok(None);
-            }
-        } else if !used_mbr {
+            return Ok(Some(Self::build(decoded.map(Scheme::Gpt))));
+        }
+        if !mbr::is_table(&sector, disk)? {
             return Ok(None);
         }
         let mut decoded = mbr::decode(&sector, disk)?;
@@ -343,7 +342,12 @@ impl PartitionTable {
         }
         let table = Self::read(&overlay.over(disk))
             .map_err(|error| {
-                Error::internal("the new partition table is not sound").with_source(error)
+                if error.kind() == ErrorKind::Io {
+                    return error;
+                }
+                // Garbage in an EBR that nobody sees while the extended partition is small.
+                Error::unsupported("leftover entries in this table would become partitions")
+                    .with_source(error)
             })?
             .filter(|table| table.describes(&self.partitions, &ranges))
             .ok_or_else(|| Error::internal("the new partition table reads differently"))?;

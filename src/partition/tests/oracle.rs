@@ -60,6 +60,16 @@ impl Card {
         card
     }
 
+    /// A copy of the table alone; sgdisk sleeps for a second whenever it writes.
+    fn duplicate(&self, name: &str) -> Self {
+        let copy = Self::new(name, self.len());
+        for range in self.read().table_ranges() {
+            let bytes = self.read_vec_at(range.start, range.len() as usize).unwrap();
+            copy.write_all_at(range.start, &bytes).unwrap();
+        }
+        copy
+    }
+
     fn read(&self) -> PartitionTable {
         PartitionTable::read(self).unwrap().expect("a table")
     }
@@ -124,6 +134,7 @@ impl Card {
         let crates = match table.kind() {
             TableKind::Gpt => {
                 sgdisk_verify(&self.path);
+                self.judge_mirrors(table);
                 by_gpt_crate(&self.file, LogicalBlockSize::Lb512)
             }
             // mbrman computes the bytes of an EBR with 32 bits.
@@ -131,6 +142,24 @@ impl Card {
             TableKind::Mbr => by_mbrman(&self.file),
         };
         assert_eq!(crates, summary(table));
+    }
+
+    /// Every entry of a hybrid MBR must still mirror a partition, and none may overlap.
+    fn judge_mirrors(&self, table: &PartitionTable) {
+        let mut mbr = [0; 512];
+        self.read_exact_at(0, &mut mbr).unwrap();
+        let entries = [0, 1, 2, 3].map(|slot| mbr::Entry::of(&mbr, slot));
+        let bytes = |sectors: u32| u64::from(sectors) * 512;
+        for entry in entries
+            .iter()
+            .filter(|e| e.is_used() && e.type_byte != 0xEE)
+        {
+            let (start, len) = (bytes(entry.start), bytes(entry.sectors));
+            assert!(summary(table).iter().any(|p| (p.1, p.2) == (start, len)));
+        }
+        if entries.iter().filter(|entry| entry.is_used()).count() == 1 {
+            assert_eq!(bytes(entries[0].sectors), round_down(self.len(), 512) - 512);
+        }
     }
 
     fn ebr_above_4g(&self, table: &PartitionTable) -> bool {
@@ -334,19 +363,20 @@ fn changes_satisfy_the_tools() {
         ("follow", shrink_and_follow, true),
         ("lead", grow_and_lead, false),
     ];
-    for (what, change, minimal) in changes {
-        for (name, card) in [
-            ("primary", Card::sfdisk("c-primary", 2 * GIB, PRIMARY)),
-            ("unordered", Card::sfdisk("c-unordered", GIB, UNORDERED)),
-            ("logical", Card::sfdisk("c-logical", 6 * GIB, LOGICAL)),
-            ("swap", Card::sfdisk("c-swap", 2 * GIB, SWAP)),
-            ("gaps", Card::sgdisk("c-gaps", 64 * MIB, &GAPS)),
-            ("hybrid", Card::sgdisk("c-hybrid", 64 * MIB, &HYBRID)),
-            (
-                "moved",
-                Card::sgdisk("c-moved", 64 * MIB, &["-j 1000", "-n 1:0:+8M -n 2:0:+9M"]),
-            ),
-        ] {
+    for (name, original) in [
+        ("primary", Card::sfdisk("c-primary", 2 * GIB, PRIMARY)),
+        ("unordered", Card::sfdisk("c-unordered", GIB, UNORDERED)),
+        ("logical", Card::sfdisk("c-logical", 6 * GIB, LOGICAL)),
+        ("swap", Card::sfdisk("c-swap", 2 * GIB, SWAP)),
+        ("gaps", Card::sgdisk("c-gaps", 64 * MIB, &GAPS)),
+        ("hybrid", Card::sgdisk("c-hybrid", 64 * MIB, &HYBRID)),
+        (
+            "moved",
+            Card::sgdisk("c-moved", 64 * MIB, &["-j 1000 -n 1:0:+8M -n 2:0:+9M"]),
+        ),
+    ] {
+        for (what, change, minimal) in changes {
+            let card = original.duplicate("changed");
             eprintln!("{what} {name}");
             let table = card.read();
             let new_len = if minimal {
@@ -363,6 +393,7 @@ fn changes_satisfy_the_tools() {
             assert_eq!(summary(&after), summary(&layout.table));
             card.judge(&after);
             assert_only_places_differ(&before, &card.json());
+            assert_no_stale_tables(&card, &table, &after);
             if minimal {
                 let end = after.partitions().last().unwrap().range.end;
                 let backup = if after.kind() == TableKind::Gpt {
@@ -372,6 +403,18 @@ fn changes_satisfy_the_tools() {
                 };
                 assert_eq!(card.len(), end + backup, "{what} {name}");
             }
+        }
+    }
+}
+
+/// A backup that is no longer one would confuse every tool that looks for it.
+fn assert_no_stale_tables(card: &Card, before: &PartitionTable, after: &PartitionTable) {
+    let now = after.table_ranges();
+    for range in before.table_ranges() {
+        let gone = !now.iter().any(|table| table.intersect(&range).is_some());
+        if before.kind() == TableKind::Gpt && gone && range.end <= card.len() {
+            let bytes = card.read_vec_at(range.start, range.len() as usize).unwrap();
+            assert!(crate::io::is_zero(&bytes), "{range:?}");
         }
     }
 }
@@ -451,14 +494,19 @@ fn large_sectors() {
     }
 }
 
+/// In the primary array, wherever that is.
+const ARRAY: i64 = i64::MAX;
+
 #[test]
 fn a_damaged_copy_is_written_anew() {
+    let usual = Card::sgdisk("usual", 64 * MIB, &GAPS);
+    let jumped = Card::sgdisk("jumped", 64 * MIB, &["-j 500", GAPS[0]]);
     // Where the damage is, from the start or (negative) from the end, and what the warning says.
     for (at, text) in [
         (512 + 60, "primary GPT is damaged: the header's checksum"),
         (512, "primary GPT is damaged: there is no GPT header"),
         (
-            1024 + 40,
+            ARRAY,
             "primary GPT is damaged: the checksum of its partition array",
         ),
         (
@@ -470,24 +518,16 @@ fn a_damaged_copy_is_written_anew() {
             "backup GPT is missing or damaged: the checksum of its",
         ),
     ] {
-        for jumped in [false, true] {
-            let calls: &[&str] = if jumped { &["-j 500", GAPS[0]] } else { &GAPS };
-            let card = Card::sgdisk("damaged", 64 * MIB, calls);
-            let sound = card.read();
-            // With the array moved, its own sectors are the place to damage.
-            let at = if jumped && at == 1024 + 40 {
-                500 * 512 + 40
-            } else {
-                at
+        for (original, primary_array) in [(&usual, 2), (&jumped, 500)] {
+            let card = original.duplicate("damaged");
+            let at = match at {
+                ARRAY => primary_array * 512 + 40,
+                0.. => at as u64,
+                _ => card.len() - at.unsigned_abs(),
             };
-            let at = card
-                .len()
-                .checked_add_signed(at)
-                .filter(|_| at < 0)
-                .unwrap_or(at as u64);
             card.write_all_at(at, &[0x5A]).unwrap();
             let table = card.read();
-            assert_eq!(summary(&table), summary(&sound));
+            assert_eq!(summary(&table), summary(&original.read()));
             assert!(table.warnings()[0].contains(text), "{:?}", table.warnings());
             let layout = table
                 .relayout(&card, &grow_last(&table, GIB), DiskLen::Exact(GIB))
@@ -495,6 +535,8 @@ fn a_damaged_copy_is_written_anew() {
             card.apply(&layout);
             let table = card.read();
             assert!(table.warnings().is_empty(), "{:?}", table.warnings());
+            let array = ByteRange::new(primary_array * 512, (primary_array + 32) * 512);
+            assert!(table.table_ranges().contains(&array));
             card.judge(&table);
         }
     }
