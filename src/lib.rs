@@ -9,6 +9,7 @@ pub mod device;
 pub mod error;
 pub mod ext4;
 pub mod fat;
+pub mod inspect;
 pub mod io;
 pub mod partition;
 pub mod pipeline;
