@@ -27,12 +27,15 @@ mod tree;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use attributes::Policy;
+
 use super::bitmap::Bitmap;
 use super::findings::Findings;
 use super::metadata::{InodeRecord, Metadata};
 use super::superblock::{
     COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, INCOMPAT_64BIT,
-    INCOMPAT_CSUM_SEED, INCOMPAT_EXTENTS, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM, Super,
+    INCOMPAT_CSUM_SEED, INCOMPAT_EXTENTS, RO_COMPAT_BIGALLOC, RO_COMPAT_GDT_CSUM,
+    RO_COMPAT_METADATA_CSUM, Super,
 };
 use crate::error::Result;
 use crate::io::ReadAt;
@@ -70,6 +73,11 @@ struct Check<'a> {
     ea_references: BTreeMap<InodeNr, u64>,
     /// Blocks that sharers of an xattr block are charged for its ea_inodes, where there are any.
     ea_charges: BTreeMap<BlockNr, u64>,
+    /// The encryption policies that were met, those in xattr blocks, and those of encrypted inodes by
+    /// place, ascending.
+    policies: BTreeMap<Vec<u8>, u32>,
+    block_policies: BTreeMap<BlockNr, Policy>,
+    encrypted: Vec<(u32, Policy)>,
     /// Deleted inodes whose slots are not as e2fsck wants them.
     leftovers: u64,
 }
@@ -107,6 +115,9 @@ impl<'a> Check<'a> {
             indexes: Vec::new(),
             ea_references: BTreeMap::new(),
             ea_charges: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            block_policies: BTreeMap::new(),
+            encrypted: Vec::new(),
             leftovers: 0,
         }
     }
@@ -138,16 +149,15 @@ impl<'a> Check<'a> {
 
     /// Features and numbers of the superblock that contradict each other.
     fn superblock(&mut self) {
+        const S_JOURNAL_UUID: std::ops::Range<usize> = 0xD0..0xE0;
         let superblock = &self.fs.superblock;
         let csum = superblock.has_ro_compat(RO_COMPAT_METADATA_CSUM);
         let journal = superblock.has_compat(COMPAT_HAS_JOURNAL);
         let resize = superblock.has_compat(COMPAT_RESIZE_INODE);
         let orphan_file = superblock.has_compat(COMPAT_ORPHAN_FILE);
-        let extra_max = self.fs.geometry.inode_size - 128;
-        let bad_extra = |size: u16| {
-            size != 0 && extra_max > 0 && !(4..=extra_max).contains(&u64::from(size))
-                || extra_max > 0 && !size.is_multiple_of(4)
-        };
+        let journal_elsewhere = superblock.s_journal_dev() != 0
+            || !crate::io::is_zero(&superblock.bytes()[S_JOURNAL_UUID]);
+        let bigalloc = superblock.has_ro_compat(RO_COMPAT_BIGALLOC);
         let contradictions = [
             (
                 csum && superblock.has_ro_compat(RO_COMPAT_GDT_CSUM),
@@ -163,8 +173,16 @@ impl<'a> Check<'a> {
                 "has 64bit without extents",
             ),
             (
-                !journal && superblock.s_journal_inum() != 0,
+                !journal && (superblock.s_journal_inum() != 0 || journal_elsewhere),
                 "names a journal, but lacks has_journal",
+            ),
+            (
+                journal && superblock.s_journal_inum() != 0 && journal_elsewhere,
+                "names two journals",
+            ),
+            (
+                !bigalloc && superblock.s_log_cluster_size() != superblock.s_log_block_size(),
+                "has clusters without bigalloc",
             ),
             (
                 !resize && superblock.s_reserved_gdt_blocks() != 0,
@@ -180,11 +198,6 @@ impl<'a> Check<'a> {
             (
                 superblock.r_blocks_count() > superblock.blocks_count() / 2,
                 "reserves more than half of all blocks",
-            ),
-            (
-                bad_extra(superblock.s_min_extra_isize())
-                    || bad_extra(superblock.s_want_extra_isize()),
-                "has an impossible s_min_extra_isize or s_want_extra_isize",
             ),
         ];
         for (wrong, text) in contradictions {
