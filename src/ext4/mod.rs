@@ -32,10 +32,7 @@ use group_desc::GroupTable;
 use metadata::Metadata;
 use orphan::QuotaDelta;
 use plan::{NoFit, ResizePlan, minimum};
-use superblock::{
-    COMPAT_SPARSE_SUPER2, INCOMPAT_META_BG, RO_COMPAT_BIGALLOC, SUPERBLOCK_OFFSET, Super,
-    Superblock,
-};
+use superblock::{SUPERBLOCK_OFFSET, Super, Superblock};
 
 /// What was done, in memory, to a filesystem that was not unmounted cleanly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -352,14 +349,12 @@ impl Ext4 {
 
 /// Must the bitmaps alone be trusted, because the ownership of blocks follows other rules?
 fn needs_bitmaps(superblock: &Superblock) -> bool {
-    let understood = superblock.has_compat(COMPAT_SPARSE_SUPER2);
-    let others = superblock
+    // These change where descriptors lie or where the journal is, but not who owns what.
+    let understood = ["external journal", "sparse_super2", "meta_bg"];
+    superblock
         .features_in_the_way()
-        .into_iter()
-        .filter(|name| name != "external journal" && !(understood && name == "sparse_super2"));
-    superblock.has_incompat(INCOMPAT_META_BG)
-        || superblock.has_ro_compat(RO_COMPAT_BIGALLOC)
-        || others.count() > 0
+        .iter()
+        .any(|name| !understood.contains(&name.as_str()))
 }
 
 fn unsound(findings: &Findings) -> Error {

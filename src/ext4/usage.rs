@@ -6,7 +6,7 @@ use super::bitmap::bit;
 use super::findings::Findings;
 use super::group_desc::{BLOCK_UNINIT, GroupTable};
 use super::plan::parts;
-use super::superblock::{INCOMPAT_META_BG, SUPERBLOCK_OFFSET, Super};
+use super::superblock::{SUPERBLOCK_OFFSET, Super};
 use crate::error::Result;
 use crate::io::{RangeSet, ReadAt};
 
@@ -31,13 +31,9 @@ pub fn used_bytes(
     for group in 0..geometry.groups {
         let start = geometry.group_start(group);
         let end = geometry.group_end(group);
-        // Descriptors and copies lie here or, with meta_bg, in the group's first two blocks.
-        let supers = if fs.superblock.has_incompat(INCOMPAT_META_BG) {
-            2
-        } else {
-            1 + geometry.desc_blocks + geometry.reserved_gdt_blocks
-        };
-        used.insert(geometry.bytes(start, supers.min(end - start)));
+        let first = geometry.super_start(group);
+        let supers = geometry.super_blocks(group).min(end.saturating_sub(first));
+        used.insert(geometry.bytes(first, supers));
         let desc = &table.groups[group as usize];
         for (block, count) in parts(desc, geometry.itable_blocks) {
             let fits = block > geometry.first_data_block
