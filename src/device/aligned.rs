@@ -1,0 +1,275 @@
+//! Memory and requests as raw devices want them: page-aligned buffers, and an adaptor that lets any
+//! range be read and written through a medium that takes whole blocks only.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
+
+use crate::error::Result;
+use crate::io::{ReadAt, WriteAt, check_range};
+
+/// What memory handed to direct I/O is aligned to: the page size is enough for every system here.
+pub const MEMORY_ALIGNMENT: usize = 4096;
+
+/// How much goes through a bounce buffer at a time.
+const BOUNCE: u64 = 1 << 20;
+
+/// A byte buffer of a fixed length that starts at a multiple of [`MEMORY_ALIGNMENT`].
+///
+/// The pipeline's buffers should be of this type: what lies in another one is copied before direct I/O.
+pub struct AlignedBuf {
+    // Longer than asked for by one alignment, and never resized: `start` stays right.
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuf {
+    /// Makes a buffer of `len` zeros.
+    pub fn zeroed(len: usize) -> Self {
+        let bytes = vec![0; len + MEMORY_ALIGNMENT];
+        let misaligned = bytes.as_ptr().addr() % MEMORY_ALIGNMENT;
+        Self {
+            start: (MEMORY_ALIGNMENT - misaligned) % MEMORY_ALIGNMENT,
+            bytes,
+            len,
+        }
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+/// A medium that takes whole, aligned blocks only, behind an adaptor that takes any range.
+///
+/// Aligned requests pass through untouched. Others are copied through an aligned buffer; a write that
+/// covers a block in part reads the block first. `inner`'s length must be a multiple of `block`.
+#[derive(Debug)]
+pub struct Bounced<T> {
+    inner: T,
+    block: u64,
+    /// Is `inner` indifferent to where in memory a buffer lies?
+    any_memory: bool,
+    /// Held from reading a block until it is written back changed: two writers may share a block.
+    /// A writer of whole blocks needs no turn, since nobody else may write the same bytes.
+    patching: Mutex<()>,
+}
+
+impl<T: ReadAt> Bounced<T> {
+    /// Puts the adaptor over `inner`, whose requests must be multiples of `block` bytes.
+    pub fn new(inner: T, block: u64, any_memory: bool) -> Self {
+        debug_assert!(block > 0 && inner.len().is_multiple_of(block));
+        Self {
+            inner,
+            block,
+            any_memory,
+            patching: Mutex::new(()),
+        }
+    }
+
+    /// Returns what lies behind the adaptor.
+    pub fn inner(&self) -> &T {
+        &self.inner
+    }
+
+    /// Returns the multiple of bytes that passes without a copy.
+    pub fn block(&self) -> u64 {
+        self.block
+    }
+
+    fn passes(&self, offset: u64, buf: &[u8]) -> bool {
+        offset.is_multiple_of(self.block)
+            && (buf.len() as u64).is_multiple_of(self.block)
+            && (self.any_memory || buf.as_ptr().addr().is_multiple_of(MEMORY_ALIGNMENT))
+    }
+
+    /// Returns the whole blocks around `start..end`. They lie within `inner`, as `start..end` does.
+    fn blocks_around(&self, start: u64, end: u64) -> (u64, u64) {
+        (start - start % self.block, end.next_multiple_of(self.block))
+    }
+
+    fn step(&self) -> u64 {
+        BOUNCE.next_multiple_of(self.block)
+    }
+}
+
+impl<T: ReadAt> ReadAt for Bounced<T> {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        check_range(self.len(), offset, buf.len() as u64)?;
+        if buf.is_empty() || self.passes(offset, buf) {
+            return self.inner.read_exact_at(offset, buf);
+        }
+        let end = offset + buf.len() as u64;
+        let (mut at, stop) = self.blocks_around(offset, end);
+        let mut bounce = AlignedBuf::zeroed((stop - at).min(self.step()) as usize);
+        while at < stop {
+            let take = (stop - at).min(bounce.len() as u64);
+            let blocks = &mut bounce[..take as usize];
+            self.inner.read_exact_at(at, blocks)?;
+            let (from, to) = (at.max(offset), (at + take).min(end));
+            buf[(from - offset) as usize..(to - offset) as usize]
+                .copy_from_slice(&blocks[(from - at) as usize..(to - at) as usize]);
+            at += take;
+        }
+        Ok(())
+    }
+}
+
+impl<T: WriteAt> WriteAt for Bounced<T> {
+    fn write_all_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        check_range(self.len(), offset, buf.len() as u64)?;
+        if buf.is_empty() {
+            return Ok(());
+        }
+        if self.passes(offset, buf) {
+            return self.inner.write_all_at(offset, buf);
+        }
+        let end = offset + buf.len() as u64;
+        let (mut at, stop) = self.blocks_around(offset, end);
+        let mut bounce = AlignedBuf::zeroed((stop - at).min(self.step()) as usize);
+        while at < stop {
+            let take = (stop - at).min(bounce.len() as u64);
+            let blocks = &mut bounce[..take as usize];
+            let (from, to) = (at.max(offset), (at + take).min(end));
+            // Poisoned means that another writer panicked; the medium is no worse for it.
+            let partial = (from > at || to < at + take).then(|| {
+                self.patching
+                    .lock()
+                    .unwrap_or_else(|poison| poison.into_inner())
+            });
+            if from > at {
+                self.inner
+                    .read_exact_at(at, &mut blocks[..self.block as usize])?;
+            }
+            if to < at + take {
+                let last = (take - self.block) as usize;
+                self.inner
+                    .read_exact_at(at + take - self.block, &mut blocks[last..])?;
+            }
+            blocks[(from - at) as usize..(to - at) as usize]
+                .copy_from_slice(&buf[(from - offset) as usize..(to - offset) as usize]);
+            self.inner.write_all_at(at, blocks)?;
+            drop(partial);
+            at += take;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.inner.sync()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::io::memory::{MemoryDisk, StrictDisk};
+
+    fn pattern(len: usize, seed: u32) -> Vec<u8> {
+        let mut state = seed;
+        (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            })
+            .collect()
+    }
+
+    #[test]
+    fn buffers_start_at_a_page() {
+        for len in [0, 1, 4096, 5000, 1 << 20] {
+            let mut buf = AlignedBuf::zeroed(len);
+            assert_eq!(buf.as_ptr().addr() % MEMORY_ALIGNMENT, 0);
+            assert_eq!(buf.len(), len);
+            buf.fill(7);
+            assert!(buf.iter().all(|&byte| byte == 7));
+        }
+    }
+
+    #[test]
+    fn any_range_reads_and_writes_through_whole_blocks() {
+        const LEN: usize = 3 << 20;
+        for block in [1, 512, 4096] {
+            let mut expected = pattern(LEN, 1);
+            let disk = Bounced::new(
+                StrictDisk::new(MemoryDisk::from(expected.clone()), block),
+                block,
+                false,
+            );
+            for (number, (offset, count)) in [
+                (0, 0),
+                (0, 1),
+                (1, 1),
+                (511, 2),
+                (4095, 4098),
+                (0, 4096),
+                (4096, 1 << 20),
+                (100, (1 << 20) + 5000),
+                (LEN - 1, 1),
+                (LEN - 600, 600),
+                (LEN, 0),
+                (7, LEN - 9),
+                (0, LEN),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let new = pattern(count, 2 + number as u32);
+                disk.write_all_at(offset as u64, &new).unwrap();
+                expected[offset..offset + count].copy_from_slice(&new);
+                let mut all = vec![0; LEN];
+                disk.read_exact_at(0, &mut all).unwrap();
+                assert!(
+                    all == expected,
+                    "write of {count} at {offset}, block {block}"
+                );
+                assert_eq!(disk.read_vec_at(offset as u64, count).unwrap(), new);
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_ranges_past_the_end() {
+        let disk = Bounced::new(StrictDisk::new(MemoryDisk::new(8192), 512), 512, false);
+        for (offset, count) in [(8192, 1), (8191, 2), (u64::MAX, 1)] {
+            let error = disk.read_exact_at(offset, &mut vec![0; count]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsound);
+            let error = disk.write_all_at(offset, &vec![0; count]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsound);
+        }
+    }
+
+    #[test]
+    fn writers_of_one_block_do_not_undo_each_other() {
+        let disk = Bounced::new(StrictDisk::new(MemoryDisk::new(4096), 4096), 4096, false);
+        std::thread::scope(|scope| {
+            for writer in 0..8_u64 {
+                let disk = &disk;
+                scope.spawn(move || {
+                    for at in (writer..4096).step_by(8) {
+                        disk.write_all_at(at, &[writer as u8 + 1]).unwrap();
+                    }
+                });
+            }
+        });
+        let bytes = disk.read_vec_at(0, 4096).unwrap();
+        for (at, byte) in bytes.into_iter().enumerate() {
+            assert_eq!(byte as usize, at % 8 + 1, "byte {at}");
+        }
+    }
+}

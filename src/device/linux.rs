@@ -1,0 +1,420 @@
+//! Linux: sysfs and `/proc` for the list, ioctls for the rest.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
+use rustix::io::Errno;
+use rustix::ioctl::{NoArg, Setter, opcode};
+use rustix::mount::UnmountFlags;
+
+use super::open::expect_device;
+use super::sysfs::Snapshot;
+use super::{Access, AlignedBuf, DeviceInfo, Opened, PathKind, Volume, not_a_device};
+use crate::error::{Error, Result};
+
+// linux/fs.h
+const BLKRRPART: rustix::ioctl::Opcode = opcode::none(0x12, 95);
+const BLKFLSBUF: rustix::ioctl::Opcode = opcode::none(0x12, 97);
+const BLKDISCARD: rustix::ioctl::Opcode = opcode::none(0x12, 119);
+const BLKZEROOUT: rustix::ioctl::Opcode = opcode::none(0x12, 127);
+
+/// Enough for the direct I/O of every common file system.
+const FILE_BLOCK: u64 = 4096;
+
+/// The kernel moves no more than this in one call.
+const MAX_TRANSFER: usize = 0x7fff_f000;
+
+/// A device that was just unmounted, or whose card was just put in, is often held for a moment by
+/// programs that look at new devices.
+const BUSY_RETRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(150);
+
+pub(super) fn list() -> Result<Vec<DeviceInfo>> {
+    Ok(snapshot()?.disks())
+}
+
+pub(super) fn describe(path: &Path) -> Result<DeviceInfo> {
+    let meta = fs::metadata(path).map_err(|error| explain(error, "look at", path))?;
+    if !meta.file_type().is_block_device() {
+        return Err(not_a_device(path));
+    }
+    let number = meta.rdev();
+    let number = (rustix::fs::major(number), rustix::fs::minor(number));
+    snapshot()?.find(number).ok_or_else(|| not_a_device(path))
+}
+
+fn snapshot() -> Result<Snapshot> {
+    let text =
+        |path: &str| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let mounts = text("/proc/self/mountinfo")
+        .map_err(|error| Error::io("cannot read /proc/self/mountinfo", error))?;
+    // A kernel without swap has no such file.
+    let swaps = text("/proc/swaps").unwrap_or_default();
+    Snapshot::read(Path::new("/sys"), &mounts, &swaps)
+        .map_err(|error| Error::io("cannot read /sys/class/block", error))
+}
+
+pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<()> {
+    for volume in volumes {
+        // The last mount may lie on the first.
+        for place in volume.mount_points.iter().rev() {
+            let mut result = unmount_patiently(place);
+            if result
+                .as_ref()
+                .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+            {
+                // Desktops let the user who sits there unmount what was mounted for him.
+                let done = Command::new("udisksctl")
+                    .args(["unmount", "--no-user-interaction", "-b"])
+                    .arg(&volume.path)
+                    .output();
+                if done.is_ok_and(|output| output.status.success()) {
+                    result = Ok(());
+                }
+            }
+            result.map_err(|error| {
+                let what = format!(
+                    "unmount {} of {}, on",
+                    volume.path.display(),
+                    info.path.display()
+                );
+                if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) {
+                    Error::refused(format!("cannot {what} {}: it is in use", place.display()))
+                        .with_hint(format!(
+                            "close what uses it: fuser -vm '{}'",
+                            place.display()
+                        ))
+                } else {
+                    explain(error, &what, place)
+                }
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn unmount_patiently(place: &Path) -> io::Result<()> {
+    for _ in 0..BUSY_RETRIES {
+        match rustix::mount::unmount(place, UnmountFlags::NOFOLLOW) {
+            Err(Errno::BUSY) => sleep(BUSY_PAUSE),
+            // Not a mount any more: somebody else was faster.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Errno::BUSY.into())
+}
+
+pub(super) fn free_space(dir: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(dir)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+pub(super) fn is_same_file(a: &Path, b: &Path) -> io::Result<bool> {
+    let identity = |path: &Path| match fs::metadata(path) {
+        Ok(meta) if meta.file_type().is_block_device() => Ok(Some((0, meta.rdev(), true))),
+        Ok(meta) => Ok(Some((meta.dev(), meta.ino(), false))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    Ok(identity(a)?.is_some_and(|a| identity(b).is_ok_and(|b| b == Some(a))))
+}
+
+pub(super) fn holds(info: &DeviceInfo, path: &Path) -> Result<bool> {
+    match path.canonicalize() {
+        Ok(path) => Ok(snapshot()?.holds(&info.name, &path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(explain(error, "find", path)),
+    }
+}
+
+pub(super) fn path_kind(path: &Path) -> io::Result<PathKind> {
+    let kind = fs::metadata(path)?.file_type();
+    Ok(if kind.is_block_device() {
+        PathKind::Device
+    } else if kind.is_file() {
+        PathKind::File
+    } else if kind.is_dir() {
+        PathKind::Unfit("a folder")
+    } else if kind.is_fifo() {
+        PathKind::Unfit("a pipe, which cannot be read at any place")
+    } else if kind.is_char_device() {
+        PathKind::Unfit("a character device")
+    } else {
+        PathKind::Unfit("a socket")
+    })
+}
+
+pub(super) fn open_device(info: &DeviceInfo, access: Access) -> Result<Opened> {
+    let path = &info.io_path;
+    let mut notes = Vec::new();
+    let mut direct = access == Access::Write { direct: true };
+    // Exclusive means for block devices: no mount now or meanwhile, no other program of this kind.
+    let exclusive = match access {
+        Access::Read => OFlags::empty(),
+        Access::Write { .. } => OFlags::EXCL,
+    };
+    let mut tries = 0;
+    let mut file = loop {
+        let cache = if direct {
+            OFlags::DIRECT
+        } else {
+            OFlags::empty()
+        };
+        match open_with(path, access, exclusive | cache) {
+            Ok(file) => break file,
+            Err(error) if direct && is_errno(&error, Errno::INVAL) => {
+                notes.push("direct I/O is not possible here: going through the cache".to_owned());
+                direct = false;
+            }
+            Err(error) if is_errno(&error, Errno::BUSY) && tries < BUSY_RETRIES => {
+                tries += 1;
+                sleep(BUSY_PAUSE);
+            }
+            Err(error) => return Err(explain(error, "open", path)),
+        }
+    };
+    expect_device(
+        path,
+        path_kind_of(&file).map_err(|error| explain(error, "look at", path))?,
+    )?;
+    if access == Access::Read {
+        // Best effort: it doubles the kernel's read-ahead.
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
+    } else if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // udev honours this lock and leaves the half-written table alone. O_EXCL is what protects data.
+        notes.push("the device could not be locked against being probed meanwhile".to_owned());
+    }
+    let len = file
+        .seek(SeekFrom::End(0))
+        .map_err(|error| explain(error, "ask the size of", path))?;
+    let block = rustix::fs::ioctl_blksszget(&file)
+        .unwrap_or(info.logical_block)
+        .max(512);
+    Ok(Opened {
+        len,
+        block: if direct { u64::from(block) } else { 1 },
+        aligned_memory: direct,
+        max_transfer: MAX_TRANSFER,
+        notes,
+        held: vec![],
+        file,
+    })
+}
+
+pub(super) fn open_file(path: &Path, access: Access) -> Result<Opened> {
+    let fail = |error| explain(error, "open", path);
+    let mut notes = Vec::new();
+    let mut direct = access == Access::Write { direct: true };
+    let len = fs::metadata(path).map_err(fail)?.len();
+    if direct && !len.is_multiple_of(FILE_BLOCK) {
+        direct = false;
+        notes.push(format!(
+            "direct I/O needs a file of whole {FILE_BLOCK}-byte blocks: going through the cache"
+        ));
+    }
+    let mut file = None;
+    if direct {
+        match open_with(path, access, OFlags::DIRECT).and_then(probe_direct) {
+            Ok(opened) => file = Some(opened),
+            Err(error) if is_errno(&error, Errno::INVAL) => {
+                direct = false;
+                notes.push(
+                    "this file system refuses direct I/O: going through the cache".to_owned(),
+                );
+            }
+            Err(error) => return Err(fail(error)),
+        }
+    }
+    let file = match file {
+        Some(file) => file,
+        None => open_with(path, access, OFlags::empty()).map_err(fail)?,
+    };
+    if access == Access::Read {
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
+    } else {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(locked(path)),
+            Err(_) => notes.push("this file system cannot lock the file".to_owned()),
+            Ok(()) => {}
+        }
+    }
+    let meta = file.metadata().map_err(fail)?;
+    if !meta.is_file() {
+        return Err(Error::refused(format!(
+            "{} is no file any more",
+            path.display()
+        )));
+    }
+    Ok(Opened {
+        len: meta.len(),
+        block: if direct { FILE_BLOCK } else { 1 },
+        aligned_memory: direct,
+        max_transfer: MAX_TRANSFER,
+        notes,
+        held: vec![],
+        file,
+    })
+}
+
+/// Some file systems let a file be opened for direct I/O and fail at the first request.
+fn probe_direct(file: File) -> io::Result<File> {
+    let mut buf = AlignedBuf::zeroed(FILE_BLOCK as usize);
+    file.read_at(&mut buf, 0)?;
+    Ok(file)
+}
+
+fn open_with(path: &Path, access: Access, flags: OFlags) -> io::Result<File> {
+    // Never wait for a pipe that took the file's place; it makes no difference for files and disks.
+    let flags = flags | OFlags::NONBLOCK;
+    OpenOptions::new()
+        .read(true)
+        .write(access != Access::Read)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+}
+
+fn path_kind_of(file: &File) -> io::Result<PathKind> {
+    Ok(if file.metadata()?.file_type().is_block_device() {
+        PathKind::Device
+    } else {
+        PathKind::Unfit("no device any more")
+    })
+}
+
+pub(super) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    file.read_at(buf, offset)
+}
+
+pub(super) fn write_at(file: &File, buf: &[u8], offset: u64) -> io::Result<usize> {
+    file.write_at(buf, offset)
+}
+
+pub(super) fn sync(file: &File) -> io::Result<()> {
+    file.sync_data()
+}
+
+pub(super) fn drop_cache(file: &File, device: bool) -> io::Result<()> {
+    rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?;
+    if device {
+        // SAFETY: BLKFLSBUF takes no argument; it writes out and forgets the device's pages.
+        match unsafe { rustix::ioctl::ioctl(file, NoArg::<BLKFLSBUF>::new()) } {
+            // Only for the administrator; the advice above did the same for clean, unmapped pages.
+            Ok(()) | Err(Errno::ACCESS | Errno::PERM) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn discard(file: &File, device: bool, start: u64, len: u64) -> io::Result<bool> {
+    if !device {
+        return punch(file, start, len);
+    }
+    // SAFETY: BLKDISCARD takes a pointer to start and length, two u64, which it only reads.
+    let request = unsafe { Setter::<BLKDISCARD, [u64; 2]>::new([start, len]) };
+    possible(block_ioctl(file, request))
+}
+
+pub(super) fn write_zeroes(file: &File, device: bool, start: u64, len: u64) -> io::Result<bool> {
+    if !device {
+        return Ok(punch(file, start, len)?
+            || possible(retry(|| {
+                rustix::fs::fallocate(file, FallocateFlags::ZERO_RANGE, start, len)
+            }))?);
+    }
+    // SAFETY: BLKZEROOUT takes a pointer to start and length, two u64, which it only reads.
+    let request = unsafe { Setter::<BLKZEROOUT, [u64; 2]>::new([start, len]) };
+    possible(block_ioctl(file, request))
+}
+
+pub(super) fn reread_table(file: &File) -> io::Result<bool> {
+    for _ in 0..BUSY_RETRIES {
+        // SAFETY: BLKRRPART takes no argument.
+        match unsafe { rustix::ioctl::ioctl(file, NoArg::<BLKRRPART>::new()) } {
+            Ok(()) => return Ok(true),
+            // Loop devices without partition scanning, disks that cannot have partitions.
+            Err(Errno::INVAL | Errno::NOTTY) => return Ok(false),
+            Err(Errno::BUSY) => sleep(BUSY_PAUSE),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Errno::BUSY.into())
+}
+
+fn block_ioctl<const OPCODE: rustix::ioctl::Opcode>(
+    file: &File,
+    request: Setter<OPCODE, [u64; 2]>,
+) -> rustix::io::Result<()> {
+    // SAFETY: the callers' opcodes take what the setter points to. They are not repeated when
+    // interrupted: the kernel restarts them or reports how it ended.
+    unsafe { rustix::ioctl::ioctl(file.as_fd(), request) }
+}
+
+/// A hole reads as zeros and takes no space.
+fn punch(file: &File, start: u64, len: u64) -> io::Result<bool> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    possible(retry(|| rustix::fs::fallocate(file, flags, start, len)))
+}
+
+fn retry(mut call: impl FnMut() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+    rustix::io::retry_on_intr(&mut call)
+}
+
+/// Tells "this medium cannot" from "it failed".
+fn possible(result: rustix::io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_errno(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+fn locked(path: &Path) -> Error {
+    Error::refused(format!(
+        "{} is being written by another program",
+        path.display()
+    ))
+    .with_hint("wait until it has finished, or stop it")
+}
+
+/// Turns a system's error into one that says what can be done.
+pub(super) fn explain(error: io::Error, doing: &str, path: &Path) -> Error {
+    let context = format!("cannot {doing} {}", path.display());
+    let hint = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::BUSY) => {
+            return Error::refused(format!("{context}: it is in use"))
+                .with_source(error)
+                .with_hint(format!(
+                    "close or unmount what uses it: lsblk, fuser -v {}",
+                    path.display()
+                ));
+        }
+        Some(Errno::ACCESS | Errno::PERM) if is_device(path) => {
+            "run it with sudo, or join the group that owns the device (often: disk)"
+        }
+        Some(Errno::ROFS) => {
+            "the card is write-protected: move the switch on its or the adapter's side"
+        }
+        Some(Errno::NOMEDIUM) => "put the card in",
+        Some(Errno::NXIO | Errno::NODEV) => "the device is gone: was the card pulled out?",
+        Some(Errno::IO) => "the device fails: try another reader or card, and look at dmesg",
+        _ => return Error::io(context, error),
+    };
+    Error::io(context, error).with_hint(hint)
+}
+
+fn is_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}
