@@ -1,8 +1,11 @@
 //! pishrink: a small, sound image from an SD card, and a full card from an image.
 
+pub mod bmap;
+pub mod codec;
 pub mod device;
 pub mod error;
 pub mod ext4;
+pub mod flash;
 pub mod io;
 pub mod progress;
 pub mod units;

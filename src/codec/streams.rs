@@ -1,0 +1,75 @@
+//! Formats that may hold several streams one after the other, with zeros behind them.
+
+use super::decode::{Fault, Step, Unpack};
+
+/// Unpacks one stream of a format.
+pub(super) trait Stream: Send {
+    /// As [`Unpack::step`]; also tells whether the stream is complete.
+    fn step(&mut self, input: &[u8], output: &mut [u8], last: bool) -> Result<(Step, bool), Fault>;
+}
+
+/// Unpacks stream after stream.
+pub(super) struct Streams {
+    open: fn() -> Result<Box<dyn Stream>, Fault>,
+    /// The first byte of a stream.
+    magic: u8,
+    /// Zeros may stand behind a stream, in this multiple (0: not at all).
+    padding: u64,
+    current: Option<Box<dyn Stream>>,
+    seen: bool,
+    zeros: u64,
+}
+
+impl Streams {
+    pub(super) fn new(
+        open: fn() -> Result<Box<dyn Stream>, Fault>,
+        magic: u8,
+        padding: u64,
+    ) -> Self {
+        Self {
+            open,
+            magic,
+            padding,
+            current: None,
+            seen: false,
+            zeros: 0,
+        }
+    }
+
+    fn padding_complete(&self) -> bool {
+        self.zeros == 0 || self.zeros.is_multiple_of(self.padding)
+    }
+}
+
+impl Unpack for Streams {
+    fn step(&mut self, input: &[u8], output: &mut [u8], last: bool) -> Result<Step, Fault> {
+        let stream = match &mut self.current {
+            Some(stream) => stream,
+            None => {
+                let Some(&first) = input.first() else {
+                    return Ok(Step::NOTHING);
+                };
+                if first == 0 && self.padding > 0 && self.seen {
+                    let read = input.iter().take_while(|&&byte| byte == 0).count();
+                    self.zeros += read as u64;
+                    return Ok(Step { read, written: 0 });
+                }
+                if first != self.magic || !self.padding_complete() {
+                    return Err(Fault::Damaged("something else follows its end".into()));
+                }
+                self.zeros = 0;
+                self.seen = true;
+                self.current.insert((self.open)()?)
+            }
+        };
+        let (step, complete) = stream.step(input, output, last)?;
+        if complete {
+            self.current = None;
+        }
+        Ok(step)
+    }
+
+    fn may_end(&self) -> bool {
+        self.seen && self.current.is_none() && self.padding_complete()
+    }
+}

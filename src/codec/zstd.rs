@@ -1,0 +1,72 @@
+//! Zstandard (RFC 8878), by the reference library.
+
+use std::io::{self, Write};
+
+use zstd::stream::raw::{CParameter, Decoder as Raw, Operation};
+use zstd::stream::write::Encoder as Writer;
+
+use super::decode::{Fault, Step, Unpack};
+
+/// Starts one frame with a checksum, packed by `threads` workers.
+pub(super) fn encoder<W: Write>(
+    level: u32,
+    threads: usize,
+    len: Option<u64>,
+    sink: W,
+) -> io::Result<Writer<'static, W>> {
+    let mut encoder = Writer::new(sink, level as i32)?;
+    encoder.set_parameter(CParameter::ChecksumFlag(true))?;
+    encoder.set_parameter(CParameter::NbWorkers(threads as u32))?;
+    encoder.set_pledged_src_size(len)?;
+    Ok(encoder)
+}
+
+/// Returns the size noted in the header of the first frame.
+pub(super) fn unpacked_len(first: &[u8]) -> Option<u64> {
+    zstd::zstd_safe::get_frame_content_size(first)
+        .ok()
+        .flatten()
+}
+
+/// Unpacks frame after frame; windows up to 128 MiB, as the zstd program does by default.
+pub(super) struct Frames {
+    raw: Raw<'static>,
+    inside: bool,
+    seen: bool,
+}
+
+impl Frames {
+    pub(super) fn open() -> Result<Self, Fault> {
+        let raw = Raw::new().map_err(|error| Fault::Unsupported(error.to_string()))?;
+        Ok(Self {
+            raw,
+            inside: false,
+            seen: false,
+        })
+    }
+}
+
+impl Unpack for Frames {
+    fn step(&mut self, input: &[u8], output: &mut [u8], _: bool) -> Result<Step, Fault> {
+        if input.is_empty() && !self.inside {
+            return Ok(Step::NOTHING);
+        }
+        let status = self.raw.run_on_buffers(input, output).map_err(|error| {
+            let text = error.to_string();
+            match text.contains("too much memory") {
+                true => Fault::Unsupported("its window needs more than 128 MiB of memory".into()),
+                false => Fault::Damaged(text.to_lowercase()),
+            }
+        })?;
+        self.inside = status.remaining != 0;
+        self.seen = true;
+        Ok(Step {
+            read: status.bytes_read,
+            written: status.bytes_written,
+        })
+    }
+
+    fn may_end(&self) -> bool {
+        self.seen && !self.inside
+    }
+}
