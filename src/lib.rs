@@ -7,5 +7,6 @@ pub mod error;
 pub mod ext4;
 pub mod flash;
 pub mod io;
+pub mod partition;
 pub mod progress;
 pub mod units;
