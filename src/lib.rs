@@ -1,10 +1,13 @@
 //! pishrink: a small, sound image from an SD card, and a full card from an image.
 
 pub mod bmap;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod codec;
 pub mod device;
 pub mod error;
 pub mod ext4;
+pub mod fat;
 pub mod flash;
 pub mod io;
 pub mod partition;

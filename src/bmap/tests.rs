@@ -53,7 +53,7 @@ fn sample() -> (Vec<u8>, RangeSet) {
     .collect();
     for range in mapped.iter() {
         for at in range {
-            image[at as usize] = (at * 31 >> 3) as u8 | 1;
+            image[at as usize] = ((at * 31) >> 3) as u8 | 1;
         }
     }
     (image, mapped)

@@ -61,7 +61,7 @@ fn image(len: usize, seed: u64) -> Vec<u8> {
             0 => bytes.resize(bytes.len() + random.below(8192), 0),
             1 => (0..random.below(600)).for_each(|_| bytes.extend(random.next().to_le_bytes())),
             _ => (0..random.below(300)).for_each(|_| {
-                write!(bytes, "line {} of a file\n", random.below(500)).unwrap();
+                writeln!(bytes, "line {} of a file", random.below(500)).unwrap();
             }),
         }
     }

@@ -1,9 +1,9 @@
 //! Linux: sysfs and `/proc` for the list, ioctls for the rest.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
@@ -16,6 +16,8 @@ use rustix::mount::UnmountFlags;
 
 use super::open::expect_device;
 use super::sysfs::Snapshot;
+pub(super) use super::unix::{free_space, is_same_file, make_sparse, path_kind, read_at, write_at};
+use super::unix::{is_errno, locked, open_with};
 use super::{Access, AlignedBuf, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, Result};
 
@@ -112,44 +114,12 @@ fn unmount_patiently(place: &Path) -> io::Result<()> {
     Err(Errno::BUSY.into())
 }
 
-pub(super) fn free_space(dir: &Path) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(dir)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
-pub(super) fn is_same_file(a: &Path, b: &Path) -> io::Result<bool> {
-    let identity = |path: &Path| match fs::metadata(path) {
-        Ok(meta) if meta.file_type().is_block_device() => Ok(Some((0, meta.rdev(), true))),
-        Ok(meta) => Ok(Some((meta.dev(), meta.ino(), false))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    };
-    Ok(identity(a)?.is_some_and(|a| identity(b).is_ok_and(|b| b == Some(a))))
-}
-
 pub(super) fn holds(info: &DeviceInfo, path: &Path) -> Result<bool> {
     match path.canonicalize() {
         Ok(path) => Ok(snapshot()?.holds(&info.name, &path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(explain(error, "find", path)),
     }
-}
-
-pub(super) fn path_kind(path: &Path) -> io::Result<PathKind> {
-    let kind = fs::metadata(path)?.file_type();
-    Ok(if kind.is_block_device() {
-        PathKind::Device
-    } else if kind.is_file() {
-        PathKind::File
-    } else if kind.is_dir() {
-        PathKind::Unfit("a folder")
-    } else if kind.is_fifo() {
-        PathKind::Unfit("a pipe, which cannot be read at any place")
-    } else if kind.is_char_device() {
-        PathKind::Unfit("a character device")
-    } else {
-        PathKind::Unfit("a socket")
-    })
 }
 
 pub(super) fn open_device(info: &DeviceInfo, access: Access) -> Result<Opened> {
@@ -271,30 +241,12 @@ fn probe_direct(file: File) -> io::Result<File> {
     Ok(file)
 }
 
-fn open_with(path: &Path, access: Access, flags: OFlags) -> io::Result<File> {
-    // Never wait for a pipe that took the file's place; it makes no difference for files and disks.
-    let flags = flags | OFlags::NONBLOCK;
-    OpenOptions::new()
-        .read(true)
-        .write(access != Access::Read)
-        .custom_flags(flags.bits() as i32)
-        .open(path)
-}
-
 fn path_kind_of(file: &File) -> io::Result<PathKind> {
     Ok(if file.metadata()?.file_type().is_block_device() {
         PathKind::Device
     } else {
         PathKind::Unfit("no device any more")
     })
-}
-
-pub(super) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    file.read_at(buf, offset)
-}
-
-pub(super) fn write_at(file: &File, buf: &[u8], offset: u64) -> io::Result<usize> {
-    file.write_at(buf, offset)
 }
 
 pub(super) fn sync(file: &File) -> io::Result<()> {
@@ -375,18 +327,6 @@ fn possible(result: rustix::io::Result<()>) -> io::Result<bool> {
         Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL) => Ok(false),
         Err(error) => Err(error.into()),
     }
-}
-
-fn is_errno(error: &io::Error, errno: Errno) -> bool {
-    error.raw_os_error() == Some(errno.raw_os_error())
-}
-
-fn locked(path: &Path) -> Error {
-    Error::refused(format!(
-        "{} is being written by another program",
-        path.display()
-    ))
-    .with_hint("wait until it has finished, or stop it")
 }
 
 /// Turns a system's error into one that says what can be done.

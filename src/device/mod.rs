@@ -5,19 +5,23 @@
 //! ```
 //!
 //! Each operating system has one file with the same function list (`linux`, `macos`, `windows`); what
-//! decodes text or bytes of a system (`sysfs`, `diskutil`, `storage_query`) compiles, and is tested,
-//! everywhere. This is the only part of the crate that may use `unsafe`.
+//! decodes text or bytes of a system (`sysfs`, `diskutil`, `storage_query`) is tested on all of them. This is the only part of the crate that may use `unsafe`.
 
 mod aligned;
+#[cfg(any(target_os = "macos", test))]
 mod diskutil;
 mod open;
 pub mod safety;
+#[cfg(any(windows, test))]
 mod storage_query;
+#[cfg(any(target_os = "linux", test))]
 mod sysfs;
+#[cfg(unix)]
+mod unix;
 
+#[cfg_attr(target_os = "linux", path = "linux.rs")]
 #[cfg_attr(target_os = "macos", path = "macos.rs")]
 #[cfg_attr(windows, path = "windows.rs")]
-#[cfg_attr(not(any(target_os = "macos", windows)), path = "linux.rs")]
 mod os;
 
 use std::fmt;

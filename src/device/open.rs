@@ -421,6 +421,7 @@ pub fn create_card_file(path: &Path, size: u64) -> Result<()> {
         .create_new(true)
         .open(path)
         .map_err(|error| os::explain(error, "create", path))?;
+    os::make_sparse(&file);
     file.set_len(size).map_err(|error| {
         // It is ours, and empty: leave nothing behind.
         let _ = std::fs::remove_file(path);

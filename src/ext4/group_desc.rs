@@ -2,7 +2,9 @@
 
 use super::checksum::{crc16, crc32c};
 use super::raw::le_fields;
-use super::superblock::{INCOMPAT_64BIT, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM, Super};
+use super::superblock::{
+    INCOMPAT_64BIT, INCOMPAT_META_BG, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM, Super,
+};
 use crate::error::Result;
 use crate::io::ReadAt;
 use crate::units::{BlockNr, GroupNr};
@@ -126,18 +128,29 @@ pub struct GroupTable {
 }
 
 impl GroupTable {
-    /// Reads the descriptors from the primary table (not for meta_bg).
+    /// Reads the descriptors from the primary table, or from each meta group's first group.
     ///
     /// # Errors
     /// What the device fails with.
     pub fn read(fs: &Super, device: &dyn ReadAt) -> Result<Self> {
         let geometry = &fs.geometry;
         let size = geometry.desc_size as usize;
-        // OK: Geometry::of made sure that the table fits into group 0.
-        let bytes = device.read_vec_at(
-            geometry.offset(geometry.first_data_block + 1),
-            geometry.groups as usize * size,
-        )?;
+        let mut bytes = Vec::new();
+        if fs.superblock.has_incompat(INCOMPAT_META_BG) {
+            for index in 0..geometry.desc_blocks {
+                let block = Self::meta_block(fs, index);
+                bytes.extend(
+                    device.read_vec_at(geometry.offset(block), geometry.block_size as usize)?,
+                );
+            }
+            bytes.truncate(geometry.groups as usize * size);
+        } else {
+            // OK: Geometry::of made sure that the table fits into group 0.
+            bytes = device.read_vec_at(
+                geometry.offset(geometry.first_data_block + 1),
+                geometry.groups as usize * size,
+            )?;
+        }
         let mut table = Self {
             groups: Vec::with_capacity(geometry.groups as usize),
             bad_checksums: Vec::new(),
@@ -153,6 +166,17 @@ impl GroupTable {
             table.tails.extend_from_slice(&raw[size.min(64)..]);
         }
         Ok(table)
+    }
+
+    /// Returns where descriptor block `index` lies with meta_bg.
+    fn meta_block(fs: &Super, index: u64) -> BlockNr {
+        let geometry = &fs.geometry;
+        if index < u64::from(fs.superblock.s_first_meta_bg()) {
+            return geometry.first_data_block + 1 + index;
+        }
+        // OK: the first group of a meta group that has descriptors is a group.
+        let group = (index * (geometry.block_size / geometry.desc_size)) as GroupNr;
+        geometry.group_start(group) + u64::from(geometry.has_backup(group))
     }
 
     /// Makes a table of given descriptors for `fs`, in place of one that was read.

@@ -197,7 +197,7 @@ impl Metadata {
                 } else {
                     own.clone()
                 };
-                let fits = block > within.start
+                let fits = block >= within.start
                     && block
                         .checked_add(count)
                         .is_some_and(|end| end <= within.end);

@@ -1,12 +1,353 @@
 //! ext2, ext3 and ext4: reading, checking and resizing, without ever writing.
 
 pub mod bitmap;
+pub mod check;
 pub mod checksum;
+pub mod dir;
+pub mod emit;
 pub mod findings;
 pub mod group_desc;
 pub mod inode;
+pub mod inode_table;
+pub mod journal;
 pub mod map;
 pub mod metadata;
 pub mod plan;
 pub mod raw;
 pub mod superblock;
+mod usage;
+pub mod xattr;
+
+use std::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Overlay, RangeSet, ReadAt};
+use emit::{Form, emit};
+use findings::Findings;
+use group_desc::GroupTable;
+use metadata::Metadata;
+use plan::{NoFit, ResizePlan, minimum};
+use superblock::{
+    COMPAT_SPARSE_SUPER2, INCOMPAT_META_BG, RO_COMPAT_BIGALLOC, SUPERBLOCK_OFFSET, Super,
+    Superblock,
+};
+
+/// What was done, in memory, to a filesystem that was not unmounted cleanly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Did the superblock say that the journal needs recovery?
+    pub journal_was_dirty: bool,
+    /// Transactions replayed from the journal.
+    pub transactions: u32,
+    /// Blocks that the replay changed.
+    pub blocks: u64,
+    /// Deleted files whose blocks were still held.
+    pub orphans_deleted: u32,
+    /// Files that were being cut to a shorter length.
+    pub orphans_truncated: u32,
+}
+
+/// An ext2, ext3 or ext4 filesystem: recovered in memory, read and checked.
+#[derive(Debug)]
+pub struct Ext4 {
+    pub findings: Findings,
+    pub recovery: Recovery,
+    fs: Super,
+    /// Recovery's changes, over the device.
+    overlay: Overlay,
+    contents: Contents,
+}
+
+#[derive(Debug)]
+enum Contents {
+    /// Everything is known.
+    Known(Box<Metadata>),
+    /// Only which bytes the bitmaps mark as used.
+    Bitmaps(RangeSet),
+}
+
+/// The size that an image's filesystem should have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// The present size.
+    Keep,
+    /// The minimum and so many bytes more, at most the present size.
+    Headroom(u64),
+    /// At most so many blocks.
+    Blocks(u64),
+}
+
+/// A filesystem as it goes into an image.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Over the device; its length is the new filesystem's in bytes.
+    pub overlay: Overlay,
+    /// Bytes that a card must hold; all others are free or unused, and zeros in the image.
+    pub stored: RangeSet,
+    pub block_size: u64,
+    pub blocks: u64,
+    pub free_bytes: u64,
+    pub moved_blocks: u64,
+    pub moved_inodes: u64,
+    /// Byte ranges of the source that go elsewhere.
+    pub moved: Vec<Range<u64>>,
+}
+
+/// What makes a filesystem larger where it lies.
+#[derive(Clone, Debug)]
+pub struct Growth {
+    /// Only what changes, over the device; its length is the new filesystem's in bytes.
+    pub overlay: Overlay,
+    /// The bytes to commit last: superblock and descriptors.
+    pub last: Range<u64>,
+    pub old_len: u64,
+    pub new_len: u64,
+}
+
+impl Ext4 {
+    /// Recovers (in memory), reads and checks the filesystem on `device`.
+    ///
+    /// # Errors
+    /// `Unsound` with the first findings in its text; `Unsupported` for an unknown INCOMPAT
+    /// feature or a journal that cannot be replayed here; what the device fails with.
+    pub fn open(device: &dyn ReadAt) -> Result<Self> {
+        let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
+        let unknown = fs.superblock.unknown_incompat();
+        if !unknown.is_empty() {
+            return Err(Error::unsupported(format!(
+                "ext4 with unknown features: {}",
+                unknown.join(", ")
+            )));
+        }
+        let replay = journal::replay(&fs, device)?;
+        let overlay = replay.overlay;
+        let recovery = Recovery {
+            journal_was_dirty: replay.needed,
+            transactions: replay.transactions,
+            blocks: replay.blocks,
+            ..Recovery::default()
+        };
+        let mut findings = Findings::default();
+        let view = overlay.over(device);
+        let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
+        let contents = if needs_bitmaps(&fs.superblock) {
+            let table = GroupTable::read(&fs, &view)?;
+            Contents::Bitmaps(usage::used_bytes(&fs, &table, &view, &mut findings)?)
+        } else {
+            let metadata = Metadata::read(&view, &mut findings)?;
+            if findings.is_sound() {
+                findings.merge(check::check(&view, &metadata)?);
+            }
+            Contents::Known(Box::new(metadata))
+        };
+        if !findings.is_sound() {
+            return Err(unsound(&findings));
+        }
+        Ok(Self {
+            findings,
+            recovery,
+            fs,
+            overlay,
+            contents,
+        })
+    }
+
+    pub fn superblock(&self) -> &Superblock {
+        &self.fs.superblock
+    }
+
+    /// Lists the features with which the filesystem has to keep its size, by name.
+    pub fn features_in_the_way(&self) -> Vec<String> {
+        let mut names = self.fs.superblock.features_in_the_way();
+        if let Contents::Known(metadata) = &self.contents
+            && metadata.has_bad_blocks
+        {
+            names.push("a list of bad blocks".into());
+        }
+        names
+    }
+
+    /// Returns the filesystem's size in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.fs.geometry.blocks_count * self.fs.geometry.block_size
+    }
+
+    /// Returns the bytes in use.
+    pub fn used_bytes(&self) -> u64 {
+        match &self.contents {
+            Contents::Known(metadata) => {
+                metadata.used.count(0..metadata.used.len()) * self.fs.geometry.block_size
+            }
+            Contents::Bitmaps(used) => used.total(),
+        }
+    }
+
+    /// Returns the smallest size in bytes; the present one if a feature is in the way.
+    ///
+    /// # Errors
+    /// `Internal` if not even the present size can be planned.
+    pub fn minimum_bytes(&self) -> Result<u64> {
+        match &self.contents {
+            Contents::Known(metadata) if self.features_in_the_way().is_empty() => {
+                Ok(minimum::plan_minimum(metadata).map_err(no_fit)?.len())
+            }
+            _ => Ok(self.total_bytes()),
+        }
+    }
+
+    /// Plans the filesystem as it goes into an image.
+    ///
+    /// # Errors
+    /// `Unsupported` for another size with features in the way, `NoSpace` below the minimum, what
+    /// the device fails with.
+    pub fn image(&self, device: &dyn ReadAt, target: Target) -> Result<Image> {
+        let metadata = match &self.contents {
+            Contents::Known(metadata) => metadata,
+            Contents::Bitmaps(used) => return self.image_of_bitmaps(used, target),
+        };
+        let plan = match target {
+            Target::Keep => plan::plan(metadata, self.fs.geometry.blocks_count),
+            _ => {
+                self.refuse_features()?;
+                self.plan_smaller(metadata, target)
+            }
+        }
+        .map_err(no_fit)?;
+        let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::Image)?;
+        let size = plan.geometry.block_size;
+        Ok(Image {
+            overlay: self.overlay.then(&emitted.overlay),
+            stored: emitted.stored,
+            block_size: size,
+            blocks: plan.geometry.blocks_count,
+            free_bytes: plan.free_blocks * size,
+            moved_blocks: plan.blocks.total(),
+            moved_inodes: plan.inodes.len() as u64,
+            moved: plan
+                .blocks
+                .runs()
+                .iter()
+                .map(|&(old, len, _)| old * size..(old + len) * size)
+                .collect(),
+        })
+    }
+
+    fn plan_smaller(&self, metadata: &Metadata, target: Target) -> Result<ResizePlan, NoFit> {
+        let present = self.fs.geometry.blocks_count;
+        match target {
+            Target::Keep => plan::plan(metadata, present),
+            Target::Blocks(blocks) => minimum::plan_at_most(metadata, blocks.min(present)),
+            Target::Headroom(bytes) => {
+                let least = minimum::plan_minimum(metadata)?;
+                let more = bytes.div_ceil(self.fs.geometry.block_size);
+                let blocks = least.geometry.blocks_count.saturating_add(more);
+                if blocks >= present {
+                    return plan::plan(metadata, present);
+                }
+                // A last group too small for itself is left away, or filled up to what it needs.
+                match minimum::plan_at_least(metadata, blocks) {
+                    Ok(plan) if plan.geometry.blocks_count < present => Ok(plan),
+                    _ => plan::plan(metadata, present),
+                }
+            }
+        }
+    }
+
+    fn image_of_bitmaps(&self, used: &RangeSet, target: Target) -> Result<Image> {
+        if target != Target::Keep {
+            self.refuse_features()?;
+        }
+        let len = self.total_bytes();
+        let mut overlay = self.overlay.clone();
+        overlay.set_len(len);
+        for gap in used.gaps(0..len) {
+            overlay.set_zero(gap);
+        }
+        Ok(Image {
+            overlay,
+            stored: used.clone(),
+            block_size: self.fs.geometry.block_size,
+            blocks: self.fs.geometry.blocks_count,
+            free_bytes: len - used.total(),
+            moved_blocks: 0,
+            moved_inodes: 0,
+            moved: Vec::new(),
+        })
+    }
+
+    /// Plans the filesystem's growth into `new_len` bytes.
+    ///
+    /// # Errors
+    /// `Unsupported` with features in the way, `NoSpace` if it does not fit, what the device fails
+    /// with.
+    pub fn grow(&self, device: &dyn ReadAt, new_len: u64) -> Result<Growth> {
+        let Contents::Known(metadata) = &self.contents else {
+            return Err(self.refuse_features().err().unwrap_or_else(|| {
+                Error::internal("a filesystem without metadata has no feature in the way")
+            }));
+        };
+        self.refuse_features()?;
+        let geometry = &self.fs.geometry;
+        let blocks = new_len / geometry.block_size;
+        if blocks < geometry.blocks_count {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "the filesystem has {} bytes and there would be {new_len}",
+                    self.total_bytes()
+                ),
+            ));
+        }
+        let plan = minimum::plan_growth(metadata, blocks).map_err(no_fit)?;
+        let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::InPlace)?;
+        let descriptors = geometry.first_data_block + 1 + plan.geometry.desc_blocks;
+        Ok(Growth {
+            overlay: self.overlay.then(&emitted.overlay),
+            last: SUPERBLOCK_OFFSET..geometry.offset(descriptors),
+            old_len: self.total_bytes(),
+            new_len: plan.len(),
+        })
+    }
+
+    fn refuse_features(&self) -> Result<()> {
+        let names = self.features_in_the_way();
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(Error::unsupported(format!(
+            "ext4 with {} cannot be resized here",
+            names.join(", ")
+        )))
+    }
+}
+
+/// Must the bitmaps alone be trusted, because the ownership of blocks follows other rules?
+fn needs_bitmaps(superblock: &Superblock) -> bool {
+    let understood = superblock.has_compat(COMPAT_SPARSE_SUPER2);
+    let others = superblock
+        .features_in_the_way()
+        .into_iter()
+        .filter(|name| name != "external journal" && !(understood && name == "sparse_super2"));
+    superblock.has_incompat(INCOMPAT_META_BG)
+        || superblock.has_ro_compat(RO_COMPAT_BIGALLOC)
+        || others.count() > 0
+}
+
+fn unsound(findings: &Findings) -> Error {
+    const SHOWN: usize = 3;
+    let mut text = findings.damage()[..findings.damage().len().min(SHOWN)].join("; ");
+    let more = findings.damage_total() - (findings.damage().len().min(SHOWN)) as u64;
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    Error::unsound(format!("the ext4 filesystem is damaged: {text}")).with_hint(
+        "repair it with `e2fsck -f` on a copy or on the card, or save every block with --no-shrink --force-raw",
+    )
+}
+
+fn no_fit(reason: NoFit) -> Error {
+    Error::new(
+        ErrorKind::NoSpace,
+        format!("the ext4 filesystem does not fit: {reason}"),
+    )
+}

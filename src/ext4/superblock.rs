@@ -470,6 +470,8 @@ pub struct Geometry {
     /// `s_reserved_gdt_blocks`.
     pub reserved_gdt_blocks: u64,
     pub sparse_super: bool,
+    /// The only groups with copies, with `sparse_super2`; 0 for none.
+    pub backup_groups: Option<[GroupNr; 2]>,
 }
 
 impl Geometry {
@@ -590,6 +592,9 @@ impl Geometry {
             desc_blocks,
             reserved_gdt_blocks,
             sparse_super: superblock.has_ro_compat(RO_COMPAT_SPARSE_SUPER),
+            backup_groups: superblock
+                .has_compat(COMPAT_SPARSE_SUPER2)
+                .then(|| superblock.s_backup_bgs()),
         })
     }
 
@@ -626,8 +631,11 @@ impl Geometry {
         InodeNr(group * self.inodes_per_group + index + 1)
     }
 
-    /// Does the group carry a copy of superblock and descriptors? (Not for sparse_super2.)
+    /// Does the group carry superblock and descriptors or a copy of them?
     pub fn has_backup(&self, group: GroupNr) -> bool {
+        if let Some(backups) = self.backup_groups {
+            return group == 0 || backups.contains(&group);
+        }
         if !self.sparse_super || group <= 1 {
             return true;
         }

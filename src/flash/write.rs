@@ -249,7 +249,9 @@ impl Feed<'_> {
             let rest = range.start.max(HEAD)..range.end;
             if rest.start < rest.end {
                 self.digests.add(rest.start, cell.bytes(&rest));
-                zero_runs(&rest, cell.bytes(&rest), &mut cell.runs);
+                let mut runs = std::mem::take(&mut cell.runs);
+                zero_runs(&rest, cell.bytes(&rest), &mut runs);
+                cell.runs = runs;
                 cell.ranges.push(rest);
             }
         }

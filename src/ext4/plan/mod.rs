@@ -48,7 +48,10 @@ impl std::fmt::Display for NoFit {
                 write!(f, "{needed} blocks need a place and {available} are free")
             }
             NoFit::Inodes { needed, available } => {
-                write!(f, "{needed} inodes are in use and there would be {available}")
+                write!(
+                    f,
+                    "{needed} inodes are in use and there would be {available}"
+                )
             }
             NoFit::Table { group } => write!(f, "no room for the inode table of group {group}"),
             NoFit::LastGroup => write!(f, "the last group would be too small"),
@@ -121,6 +124,18 @@ pub fn valid_size(metadata: &Metadata, blocks: BlockNr) -> BlockNr {
         }
         blocks = geometry.group_start(geometry.groups - 1);
     }
+}
+
+/// Returns the smallest valid size from `blocks` on: a last group too small for its own metadata is
+/// filled up to what it needs.
+pub fn larger_size(metadata: &Metadata, blocks: BlockNr) -> BlockNr {
+    let geometry = new_geometry(metadata, blocks);
+    if geometry.groups <= 1 || last_group_fits(&geometry) {
+        return blocks;
+    }
+    let last = geometry.groups - 1;
+    let needs = 2 + geometry.itable_blocks + geometry.super_blocks(last) + LAST_GROUP_SPARE;
+    geometry.group_start(last) + needs.min(geometry.blocks_per_group)
 }
 
 /// Plans the filesystem at `blocks` blocks, smaller, larger or the same.
@@ -201,7 +216,10 @@ impl<'a> Planner<'a> {
     fn new(metadata: &'a Metadata, new: Geometry) -> Self {
         let old = &metadata.fs.geometry;
         let mut used = Bitmap::new(new.blocks_count);
-        for run in metadata.used.runs(0..new.blocks_count.min(old.blocks_count), true) {
+        for run in metadata
+            .used
+            .runs(0..new.blocks_count.min(old.blocks_count), true)
+        {
             used.set_range(run);
         }
         Self {
@@ -229,7 +247,11 @@ impl<'a> Planner<'a> {
         for group in 0..self.new.groups {
             let start = self.new.group_start(group);
             let new_len = self.new.super_blocks(group);
-            let old_len = if group < kept { self.old.super_blocks(group) } else { 0 };
+            let old_len = if group < kept {
+                self.old.super_blocks(group)
+            } else {
+                0
+            };
             let end = start + new_len;
             if end > self.new.group_end(group) {
                 return Err(NoFit::LastGroup);
@@ -252,18 +274,24 @@ impl<'a> Planner<'a> {
         // First give up every place that is lost, then look for others.
         let mut lost = Vec::new();
         for group in 0..kept {
-            for (which, (block, count)) in parts(&self.groups[group as usize], itable).into_iter().enumerate() {
-                let evicted = self.evicted.iter().any(|run| block < run.end && run.start < block + count);
+            for (which, (block, count)) in parts(&self.groups[group as usize], itable)
+                .into_iter()
+                .enumerate()
+            {
+                let evicted = self
+                    .evicted
+                    .iter()
+                    .any(|run| block < run.end && run.start < block + count);
                 if block + count > self.new.blocks_count || evicted {
                     self.release_part(block, count);
                     lost.push((group, which, count));
                 }
             }
         }
-        self.groups.resize(self.new.groups as usize, GroupDesc::zeroed());
-        let new = (kept..self.new.groups).flat_map(|group| {
-            [(group, 0, 1), (group, 1, 1), (group, 2, itable)]
-        });
+        self.groups
+            .resize(self.new.groups as usize, GroupDesc::zeroed());
+        let new = (kept..self.new.groups)
+            .flat_map(|group| [(group, 0, 1), (group, 1, 1), (group, 2, itable)]);
         for (group, which, count) in lost.into_iter().chain(new) {
             let block = self
                 .place_part(group, which, count)
@@ -290,7 +318,8 @@ impl<'a> Planner<'a> {
             // What was a part of the lost place has no contents to move.
             let before = run.start..run.end.min(block).max(run.start);
             let after = run.start.max(block + count).min(run.end)..run.end;
-            self.evicted.extend([before, after].into_iter().filter(|run| !run.is_empty()));
+            self.evicted
+                .extend([before, after].into_iter().filter(|run| !run.is_empty()));
         }
     }
 
@@ -299,7 +328,10 @@ impl<'a> Planner<'a> {
     fn place_part(&self, group: GroupNr, which: usize, count: u64) -> Option<BlockNr> {
         let end = self.new.blocks_count;
         if !self.metadata.fs.superblock.has_incompat(INCOMPAT_FLEX_BG) {
-            return self.find_free(self.new.group_start(group)..self.new.group_end(group), count);
+            return self.find_free(
+                self.new.group_start(group)..self.new.group_end(group),
+                count,
+            );
         }
         let flex = 1u64 << self.metadata.fs.superblock.s_log_groups_per_flex().min(20);
         let within = u64::from(group) % flex;
@@ -342,7 +374,10 @@ impl<'a> Planner<'a> {
         let moved = &self.metadata.inodes[first_moved..];
         let needed = moved.len() as u64 + live.count(0..u64::from(count));
         if needed > u64::from(count) {
-            return Err(NoFit::Inodes { needed, available: u64::from(count) });
+            return Err(NoFit::Inodes {
+                needed,
+                available: u64::from(count),
+            });
         }
         let stable = self.metadata.fs.superblock.has_compat(COMPAT_STABLE_INODES);
         if stable && !moved.is_empty() {
@@ -361,7 +396,10 @@ impl<'a> Planner<'a> {
 
     fn must_move(&self, run: Range<BlockNr>) -> bool {
         run.end > self.new.blocks_count
-            || self.evicted.iter().any(|lost| run.start < lost.end && lost.start < run.end)
+            || self
+                .evicted
+                .iter()
+                .any(|lost| run.start < lost.end && lost.start < run.end)
     }
 
     /// Lists the parts of a run that must move.
@@ -390,28 +428,44 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        let single = self.metadata.resize_inode.map(|inode| inode.double_indirect);
+        let single = self
+            .metadata
+            .resize_inode
+            .map(|inode| inode.double_indirect);
         let mmp = self
             .metadata
             .fs
             .superblock
             .has_incompat(INCOMPAT_MMP)
             .then(|| self.metadata.fs.superblock.mmp_block());
-        for block in self.metadata.xattr_blocks.keys().copied().chain(single).chain(mmp) {
+        for block in self
+            .metadata
+            .xattr_blocks
+            .keys()
+            .copied()
+            .chain(single)
+            .chain(mmp)
+        {
             self.lost_parts(block..block + 1, &mut lost);
         }
         lost.sort_unstable_by_key(|run| run.start);
         let needed: u64 = lost.iter().map(|run| run.end - run.start).sum();
         let mut room = FreeSpace::new(&self.used, needed);
         if room.left() < needed {
-            return Err(NoFit::Blocks { needed, available: room.left() });
+            return Err(NoFit::Blocks {
+                needed,
+                available: room.left(),
+            });
         }
         for run in lost {
             let mut at = run.start;
             while at < run.end {
                 // OK: `needed` blocks were there.
                 let Some(place) = room.take(run.end - at) else {
-                    return Err(NoFit::Blocks { needed, available: 0 });
+                    return Err(NoFit::Blocks {
+                        needed,
+                        available: 0,
+                    });
                 };
                 let len = place.end - place.start;
                 self.blocks.push(at, len, place.start);
@@ -435,7 +489,10 @@ impl<'a> Planner<'a> {
             let nodes = match inode.kind {
                 MapKind::Indirect => old_nodes
                     .iter()
-                    .map(|node| Node { block: self.blocks.of(node.block), ..*node })
+                    .map(|node| Node {
+                        block: self.blocks.of(node.block),
+                        ..*node
+                    })
                     .collect(),
                 MapKind::Extents => {
                     let count: usize = tree_shape(extents.len(), self.new.block_size).iter().sum();
@@ -451,10 +508,16 @@ impl<'a> Planner<'a> {
                 }
                 MapKind::None => Vec::new(),
             };
-            files.push(FilePlan { index, extents, nodes });
+            files.push(FilePlan {
+                index,
+                extents,
+                nodes,
+            });
         }
         let shape = |file: &FilePlan| -> usize {
-            tree_shape(file.extents.len(), self.new.block_size).iter().sum()
+            tree_shape(file.extents.len(), self.new.block_size)
+                .iter()
+                .sum()
         };
         let missing: Vec<usize> = files
             .iter()
@@ -466,15 +529,25 @@ impl<'a> Planner<'a> {
         let needed = missing.iter().sum::<usize>() as u64;
         let mut room = FreeSpace::new(&self.used, needed);
         if room.left() < needed {
-            return Err(NoFit::Blocks { needed, available: room.left() });
+            return Err(NoFit::Blocks {
+                needed,
+                available: room.left(),
+            });
         }
         for (file, count) in files.iter_mut().zip(missing) {
             for _ in 0..count {
                 let Some(place) = room.take(1) else {
-                    return Err(NoFit::Blocks { needed, available: 0 });
+                    return Err(NoFit::Blocks {
+                        needed,
+                        available: 0,
+                    });
                 };
                 self.used.set_range(place.clone());
-                file.nodes.push(Node { block: place.start, logical: 0, level: 0 });
+                file.nodes.push(Node {
+                    block: place.start,
+                    logical: 0,
+                    level: 0,
+                });
             }
         }
         Ok(files)
@@ -484,8 +557,16 @@ impl<'a> Planner<'a> {
     fn changes(&self, inode: &InodeRecord) -> bool {
         inode.number.0 > self.new.inodes_count()
             || (inode.file_acl != 0 && self.must_move(inode.file_acl..inode.file_acl + 1))
-            || self.metadata.extents(inode).iter().any(|e| self.must_move(e.start..e.end()))
-            || self.metadata.nodes(inode).iter().any(|n| self.must_move(n.block..n.block + 1))
+            || self
+                .metadata
+                .extents(inode)
+                .iter()
+                .any(|e| self.must_move(e.start..e.end()))
+            || self
+                .metadata
+                .nodes(inode)
+                .iter()
+                .any(|n| self.must_move(n.block..n.block + 1))
     }
 
     fn new_extents(&self, inode: &InodeRecord) -> Vec<Extent> {
@@ -525,8 +606,14 @@ impl<'a> Planner<'a> {
             desc.set_used_dirs(dirs[group as usize]);
             if checksums {
                 let untouched = used == own && group != 0 && !is_last;
-                desc.set_flag(BLOCK_UNINIT, untouched && (is_new || desc.has_flag(BLOCK_UNINIT)));
-                desc.set_flag(INODE_UNINIT, live == 0 && (is_new || desc.has_flag(INODE_UNINIT)));
+                desc.set_flag(
+                    BLOCK_UNINIT,
+                    untouched && (is_new || desc.has_flag(BLOCK_UNINIT)),
+                );
+                desc.set_flag(
+                    INODE_UNINIT,
+                    live == 0 && (is_new || desc.has_flag(INODE_UNINIT)),
+                );
                 desc.set_itable_unused(unused);
                 desc.set_flag(INODE_ZEROED, desc.has_flag(INODE_ZEROED) && !is_new);
             } else {
@@ -552,7 +639,10 @@ impl<'a> Planner<'a> {
     fn count_dirs(&self) -> Vec<u32> {
         let mut dirs = vec![0; self.new.groups as usize];
         for inode in self.metadata.inodes.iter().filter(|inode| inode.is_dir()) {
-            let number = match self.inodes.binary_search_by_key(&inode.number, |&(old, _)| old) {
+            let number = match self
+                .inodes
+                .binary_search_by_key(&inode.number, |&(old, _)| old)
+            {
                 Ok(index) => self.inodes[index].1,
                 Err(_) => inode.number,
             };
@@ -574,7 +664,9 @@ impl<'a> Planner<'a> {
         let inside: u64 = parts(&self.groups[group as usize], self.new.itable_blocks)
             .into_iter()
             .map(|(block, count)| {
-                (block + count).min(own.end).saturating_sub(block.max(own.start))
+                (block + count)
+                    .min(own.end)
+                    .saturating_sub(block.max(own.start))
             })
             .sum();
         inside + self.new.super_blocks(group)

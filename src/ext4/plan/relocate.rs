@@ -15,7 +15,11 @@ pub struct Relocation {
 impl Relocation {
     /// Adds a run; runs are added in ascending order of `old`.
     pub fn push(&mut self, old: BlockNr, len: u64, new: BlockNr) {
-        debug_assert!(self.runs.last().is_none_or(|&(start, count, _)| start + count <= old));
+        debug_assert!(
+            self.runs
+                .last()
+                .is_none_or(|&(start, count, _)| start + count <= old)
+        );
         if let Some(last) = self.runs.last_mut()
             && last.0 + last.1 == old
             && last.2 + last.1 == new
@@ -28,7 +32,9 @@ impl Relocation {
 
     /// Returns the new number of a block.
     pub fn of(&self, block: BlockNr) -> BlockNr {
-        let index = self.runs.partition_point(|&(old, len, _)| old + len <= block);
+        let index = self
+            .runs
+            .partition_point(|&(old, len, _)| old + len <= block);
         match self.runs.get(index) {
             Some(&(old, _, new)) if old <= block => new + (block - old),
             _ => block,
@@ -39,7 +45,9 @@ impl Relocation {
     pub fn pieces(&self, block: BlockNr, len: u64) -> Vec<(BlockNr, u64)> {
         let end = block + len;
         let mut at = block;
-        let mut index = self.runs.partition_point(|&(old, len, _)| old + len <= block);
+        let mut index = self
+            .runs
+            .partition_point(|&(old, len, _)| old + len <= block);
         let mut pieces: Vec<(BlockNr, u64)> = Vec::new();
         while at < end {
             let (new, stop) = match self.runs.get(index) {
@@ -89,7 +97,12 @@ impl FreeSpace {
         let size = |run: &Range<u64>| run.end - run.start;
         let runs: Vec<_> = WORTHWHILE
             .iter()
-            .map(|&least| all.iter().filter(|run| size(run) >= least).cloned().collect())
+            .map(|&least| {
+                all.iter()
+                    .filter(|run| size(run) >= least)
+                    .cloned()
+                    .collect()
+            })
             .find(|runs: &Vec<_>| runs.iter().map(size).sum::<u64>() >= needed)
             .unwrap_or(all);
         Self {
@@ -128,8 +141,20 @@ mod tests {
         map.push(110, 2, 15);
         map.push(120, 1, 3);
         assert_eq!(map.runs().len(), 2);
-        assert_eq!((map.of(99), map.of(100), map.of(111), map.of(112), map.of(120)), (99, 5, 16, 112, 3));
-        assert_eq!(map.pieces(98, 24), [(98, 2), (5, 12), (112, 8), (3, 1), (121, 1)]);
+        assert_eq!(
+            (
+                map.of(99),
+                map.of(100),
+                map.of(111),
+                map.of(112),
+                map.of(120)
+            ),
+            (99, 5, 16, 112, 3)
+        );
+        assert_eq!(
+            map.pieces(98, 24),
+            [(98, 2), (5, 12), (112, 8), (3, 1), (121, 1)]
+        );
         assert_eq!(map.total(), 13);
     }
 

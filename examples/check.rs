@@ -1,0 +1,85 @@
+//! Checks a bare ext2/3/4 filesystem in a file: prints what is wrong; exit code 3 if it is damaged.
+//!
+//! `cargo run --example check IMAGE [BYTE-OFFSET]`
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::ExitCode;
+
+use pishrink::error::{Error, ErrorKind, Result};
+use pishrink::ext4::check::check;
+use pishrink::ext4::findings::Findings;
+use pishrink::ext4::metadata::Metadata;
+use pishrink::io::ReadAt;
+
+struct Image {
+    file: File,
+    offset: u64,
+    len: u64,
+}
+
+impl ReadAt for Image {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.file
+            .read_exact_at(buf, self.offset + offset)
+            .map_err(|error| Error::io("reading the image", error))
+    }
+}
+
+fn open() -> Result<Image> {
+    let mut args = std::env::args().skip(1);
+    let path = args.next().ok_or_else(|| Error::usage("no image given"))?;
+    let offset = args.next().map_or(Ok(0), |text| {
+        text.parse().map_err(|_| Error::usage("no byte offset"))
+    })?;
+    let file = File::open(&path).map_err(|error| Error::io(path, error))?;
+    let len = file
+        .metadata()
+        .map_err(|error| Error::io("its size", error))?;
+    Ok(Image {
+        file,
+        offset,
+        len: len.len().saturating_sub(offset),
+    })
+}
+
+fn findings() -> Result<Findings> {
+    let image = open()?;
+    let mut findings = Findings::default();
+    let metadata = Metadata::read(&image, &mut findings)?;
+    if findings.is_sound() {
+        findings.merge(check(&image, &metadata)?);
+    }
+    Ok(findings)
+}
+
+fn main() -> ExitCode {
+    match findings() {
+        Ok(findings) => {
+            for text in findings.damage() {
+                println!("{text}");
+            }
+            for text in findings.repairs() {
+                println!("(put right: {text})");
+            }
+            if findings.is_sound() {
+                ExitCode::SUCCESS
+            } else {
+                println!("{} pieces of damage", findings.damage_total());
+                ExitCode::from(3)
+            }
+        }
+        Err(error) => {
+            println!("{}", error.one_line());
+            ExitCode::from(if error.kind() == ErrorKind::Unsound {
+                3
+            } else {
+                1
+            })
+        }
+    }
+}

@@ -1,0 +1,511 @@
+//! Every inode slot in use: fields that contradict each other, sizes, block counts.
+
+use super::super::dir::{InlineDir, inline_data};
+use super::super::inode::{
+    BAD_INO, CASEFOLD_FL, EA_INODE_FL, ENCRYPT_FL, EXTENTS_FL, HUGE_FILE_FL, I_BLOCK_SIZE,
+    INDEX_FL, INLINE_DATA_FL, Inode, JOURNAL_INO, RESIZE_INO, ROOT_INO, S_IFBLK, S_IFCHR, S_IFDIR,
+    S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, VERITY_FL,
+};
+use super::super::map::{EXTENT_MAGIC, MapKind};
+use super::super::metadata::InodeRecord;
+use super::super::raw::{le16, le32};
+use super::super::superblock::{
+    COMPAT_DIR_INDEX, COMPAT_HAS_JOURNAL, COMPAT_IMAGIC_INODES, COMPAT_ORPHAN_FILE, INCOMPAT_64BIT,
+    INCOMPAT_CASEFOLD, INCOMPAT_EXTENTS, INCOMPAT_INLINE_DATA, INCOMPAT_LARGEDIR,
+    RO_COMPAT_HUGE_FILE, RO_COMPAT_LARGE_FILE, RO_COMPAT_QUOTA, Superblock,
+};
+use super::super::xattr;
+use super::Check;
+use super::attributes::{Owner, Summary};
+use crate::error::Result;
+use crate::units::InodeNr;
+
+const IMMUTABLE_FL: u32 = 0x10;
+const APPEND_FL: u32 = 0x20;
+const IMAGIC_FL: u32 = 0x2000;
+/// `s_creator_os` of the Hurd, which uses some fields for something else.
+const OS_HURD: u32 = 1;
+/// The size from which a file needs `large_file`.
+const LARGE_FILE: u64 = 1 << 31;
+/// Bytes of inode table read at a time.
+const TABLE_CHUNK: u64 = 1 << 20;
+
+/// What an inode's number makes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Root,
+    Journal,
+    Quota,
+    OrphanFile,
+    /// Numbers below `s_first_ino` without a use of their own.
+    Reserved,
+    Ordinary,
+}
+
+impl Role {
+    fn of(superblock: &Superblock, number: InodeNr) -> Self {
+        let is = |field: u32| field == number.0;
+        let quota = superblock.has_ro_compat(RO_COMPAT_QUOTA)
+            && (is(superblock.s_usr_quota_inum())
+                || is(superblock.s_grp_quota_inum())
+                || is(superblock.s_prj_quota_inum()));
+        let journal = superblock.has_compat(COMPAT_HAS_JOURNAL) && is(superblock.s_journal_inum());
+        let orphan_file =
+            superblock.has_compat(COMPAT_ORPHAN_FILE) && is(superblock.s_orphan_file_inum());
+        match () {
+            () if number == ROOT_INO => Role::Root,
+            () if journal => Role::Journal,
+            () if quota => Role::Quota,
+            () if orphan_file => Role::OrphanFile,
+            () if number.0 < superblock.first_ino() => Role::Reserved,
+            () => Role::Ordinary,
+        }
+    }
+
+    /// Is it a file that belongs to the filesystem itself?
+    fn is_internal(self) -> bool {
+        !matches!(self, Role::Root | Role::Ordinary)
+    }
+}
+
+impl Check<'_> {
+    /// Reads all slots that may hold something, and checks them.
+    pub(super) fn inodes(&mut self) -> Result<()> {
+        let geometry = &self.fs.geometry;
+        let size = geometry.inode_size;
+        let mut place = 0;
+        for group in 0..geometry.groups {
+            let slots = u64::from(self.meta.slots_in_use(group));
+            let table = geometry.offset(self.meta.table.groups[group as usize].inode_table());
+            let per_chunk = TABLE_CHUNK.max(size) / size;
+            for index in (0..slots).step_by(per_chunk as usize) {
+                let count = per_chunk.min(slots - index);
+                let chunk = self
+                    .view
+                    .read_vec_at(table + index * size, (count * size) as usize)?;
+                for (within, slot) in chunk.chunks_exact(size as usize).enumerate() {
+                    let number = geometry.inode_at(group, (index + within as u64) as u32);
+                    match self.meta.inodes.get(place) {
+                        Some(record) if record.number == number => {
+                            self.live_inode(place, &Inode(slot))?;
+                            place += 1;
+                        }
+                        _ => self.other_slot(number, &Inode(slot)),
+                    }
+                }
+            }
+        }
+        if self.leftovers > 0 {
+            self.findings.repaired(format_args!(
+                "{} deleted inodes had leftovers in their slots",
+                self.leftovers
+            ));
+        }
+        Ok(())
+    }
+
+    /// Is a deletion time really an inode's number, a link of the list of orphans? Clocks that stood
+    /// at 1970 make the same numbers.
+    fn is_low_dtime(&self, dtime: u32) -> bool {
+        let bytes = self.fs.superblock.bytes();
+        let count = self.fs.superblock.s_inodes_count();
+        // s_mtime, s_wtime, s_mkfs_time
+        let clock_was_wrong = [0x2C, 0x30, 0x108]
+            .into_iter()
+            .any(|at| (1..count).contains(&le32(bytes, at)));
+        (1..count).contains(&dtime) && !clock_was_wrong
+    }
+
+    /// A slot that holds no inode in use.
+    fn other_slot(&mut self, number: InodeNr, inode: &Inode<&[u8]>) {
+        if crate::io::is_zero(inode.bytes()) {
+            return;
+        }
+        if number == RESIZE_INO || number == BAD_INO {
+            return;
+        }
+        if number.0 < self.fs.superblock.first_ino() {
+            let empty_tree = inode.has_flag(EXTENTS_FL)
+                && le16(inode.i_block(), 0) == EXTENT_MAGIC
+                && le16(inode.i_block(), 2) == 0;
+            let blocks = !empty_tree && inode.i_block().iter().any(|&byte| byte != 0);
+            if inode.i_mode() != 0 || blocks || inode.blocks_512(self.fs) != 0 {
+                self.inode_damaged(number, "is reserved but not empty");
+            }
+        }
+        let undead = inode.i_mode() != 0 && inode.i_dtime() == 0;
+        if undead
+            || self.is_low_dtime(inode.i_dtime())
+            || !inode.checksum_matches(&self.fs.checksums, number)
+        {
+            self.leftovers += 1;
+        }
+    }
+
+    fn live_inode(&mut self, place: usize, inode: &Inode<&[u8]>) -> Result<()> {
+        let record = &self.meta.inodes[place];
+        let role = Role::of(&self.fs.superblock, record.number);
+        self.fields(record, role, inode);
+        if role.is_internal() {
+            self.internal_file(record, role);
+        }
+        let summary = self.slot_attributes(record, inode)?;
+        let charge = if role.is_internal() {
+            0
+        } else {
+            summary.charge
+        };
+        match record.mode & S_IFMT {
+            S_IFDIR | S_IFREG => {}
+            S_IFLNK => self.symlink(record, inode)?,
+            S_IFCHR | S_IFBLK | S_IFIFO | S_IFSOCK => self.special_file(record, inode),
+            _ if role == Role::Reserved && record.mode == 0 => {}
+            _ => self.inode_damaged(
+                record.number,
+                format_args!("has an impossible mode {:#o}", record.mode),
+            ),
+        }
+        self.inline(place, inode);
+        self.sizes(record);
+        self.block_count(record, inode, charge);
+        if record.flags & ENCRYPT_FL != 0 {
+            self.encryption(record, summary);
+        }
+        Ok(())
+    }
+
+    fn fields(&mut self, record: &InodeRecord, role: Role, inode: &Inode<&[u8]>) {
+        let superblock = &self.fs.superblock;
+        let has = |flag: u32| record.flags & flag != 0;
+        let dir = record.is_dir();
+        let linux = superblock.s_creator_os() != OS_HURD;
+        let extents_known = superblock.has_incompat(INCOMPAT_EXTENTS);
+        let looks_like_extents = !has(EXTENTS_FL)
+            && extents_known
+            && matches!(record.mode & S_IFMT, S_IFREG | S_IFDIR)
+            && is_extent_header(inode.i_block());
+        let dtime = inode.i_dtime();
+        let problems = [
+            (
+                dtime != 0 && (!role.is_internal() || self.is_low_dtime(dtime)),
+                "is in use but has a time of deletion",
+            ),
+            (
+                has(CASEFOLD_FL) && !(dir && superblock.has_incompat(INCOMPAT_CASEFOLD)),
+                "has the case-folding flag, but is no directory or the feature is missing",
+            ),
+            (
+                has(INLINE_DATA_FL) && has(EXTENTS_FL),
+                "has both extents and inline data",
+            ),
+            (
+                has(INLINE_DATA_FL) && !superblock.has_incompat(INCOMPAT_INLINE_DATA),
+                "has inline data without the feature",
+            ),
+            (
+                has(EXTENTS_FL) && !extents_known,
+                "has the extents flag without the feature",
+            ),
+            (looks_like_extents, "has extents without the flag"),
+            (le32(inode.bytes(), 0x70) != 0, "has an i_faddr"),
+            (
+                dir && inode.i_size_high() != 0 && !superblock.has_incompat(INCOMPAT_LARGEDIR),
+                "is a directory of more than 4 GiB",
+            ),
+            (
+                linux && !superblock.has_incompat(INCOMPAT_64BIT) && inode.i_file_acl_high() != 0,
+                "has a high half of its xattr block's number without 64bit",
+            ),
+            (
+                linux
+                    && !superblock.has_ro_compat(RO_COMPAT_HUGE_FILE)
+                    && inode.i_blocks_high() != 0,
+                "has a high half of its block count without huge_file",
+            ),
+            (
+                has(IMAGIC_FL) && !superblock.has_compat(COMPAT_IMAGIC_INODES),
+                "has the imagic flag",
+            ),
+            (
+                has(INDEX_FL) && !(dir && superblock.has_compat(COMPAT_DIR_INDEX)),
+                "has the index flag, but is no directory or the feature is missing",
+            ),
+            (
+                has(INDEX_FL) && has(INLINE_DATA_FL),
+                "has both an index and inline data",
+            ),
+            (
+                role == Role::Root && !dir,
+                "is the root directory, but not a directory",
+            ),
+            (
+                bad_times(inode),
+                "has a time before 1970 in a wrong encoding",
+            ),
+            (
+                record.mode & S_IFMT == S_IFREG
+                    && record.size >= LARGE_FILE
+                    && !superblock.has_ro_compat(RO_COMPAT_LARGE_FILE),
+                "is larger than 2 GiB without large_file",
+            ),
+        ];
+        for (wrong, text) in problems {
+            if wrong {
+                self.inode_damaged(record.number, text);
+            }
+        }
+    }
+
+    fn internal_file(&mut self, record: &InodeRecord, role: Role) {
+        let regular = record.mode & S_IFMT == S_IFREG;
+        match role {
+            Role::Journal | Role::Quota | Role::OrphanFile if !regular => self.inode_damaged(
+                record.number,
+                "belongs to the filesystem itself but is no regular file",
+            ),
+            Role::Reserved => {
+                // The boot loader's inode may be a file; the others have to be empty.
+                const BOOT_LOADER_INO: InodeNr = InodeNr(5);
+                let fits = match record.number {
+                    BOOT_LOADER_INO => !record.is_dir(),
+                    JOURNAL_INO | InodeNr(3 | 4) => false,
+                    _ => record.mode == 0,
+                };
+                if !fits {
+                    self.inode_damaged(record.number, "is reserved but in use");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn slot_attributes(&mut self, record: &InodeRecord, inode: &Inode<&[u8]>) -> Result<Summary> {
+        let size = self.fs.geometry.inode_size;
+        if size <= 128 {
+            return Ok(Summary::default());
+        }
+        let extra = inode.extra_isize();
+        let fits = (4..=size - 128).contains(&u64::from(extra)) && extra.is_multiple_of(4);
+        if extra != 0 && !fits {
+            self.inode_damaged(
+                record.number,
+                format_args!("has an i_extra_isize of {extra}"),
+            );
+            return Ok(Summary::default());
+        }
+        let owner = Owner::Slot {
+            number: record.number,
+            generation: record.generation,
+        };
+        match xattr::in_slot(inode) {
+            Some(area) => self.attributes(owner, inode.bytes(), &area),
+            None => Ok(Summary::default()),
+        }
+    }
+
+    fn special_file(&mut self, record: &InodeRecord, inode: &Inode<&[u8]>) {
+        let has = |flags: u32| record.flags & flags != 0;
+        let spare = inode.i_block()[16..].iter().any(|&byte| byte != 0);
+        let problems = [
+            (
+                has(INDEX_FL | EXTENTS_FL | INLINE_DATA_FL),
+                "is a device, pipe or socket with the flags of a file",
+            ),
+            (
+                has(IMMUTABLE_FL | APPEND_FL) && spare,
+                "is a device, pipe or socket with the contents of a file",
+            ),
+            (
+                has(IMMUTABLE_FL | APPEND_FL),
+                "is a device, pipe or socket that is immutable or append-only",
+            ),
+            (record.size != 0, "is a device, pipe or socket with a size"),
+        ];
+        if let Some((_, text)) = problems.into_iter().find(|problem| problem.0) {
+            self.inode_damaged(record.number, text);
+        }
+    }
+
+    fn symlink(&mut self, record: &InodeRecord, inode: &Inode<&[u8]>) -> Result<()> {
+        if record.flags & (IMMUTABLE_FL | APPEND_FL) != 0 {
+            self.inode_damaged(record.number, "is an immutable or append-only symlink");
+        }
+        if record.flags & INLINE_DATA_FL != 0 {
+            let inline = inline_data(inode).map(|more| (I_BLOCK_SIZE + more.len()) as u64);
+            if inline != Some(record.size) {
+                self.inode_damaged(record.number, "is a symlink of a wrong size");
+            }
+            return Ok(());
+        }
+        let fast = record.kind == MapKind::None;
+        let target = if fast {
+            inode.i_block().to_vec()
+        } else {
+            let extents = self.meta.extents(record);
+            let one = matches!(extents, [only] if only.logical == 0 && only.len() == 1);
+            if !one || !self.meta.nodes(record).is_empty() {
+                self.inode_damaged(record.number, "is a symlink without its one block");
+                return Ok(());
+            }
+            let geometry = &self.fs.geometry;
+            let at = geometry.offset(extents[0].start);
+            self.view.read_vec_at(at, geometry.block_size as usize)?
+        };
+        let len = if record.flags & ENCRYPT_FL != 0 {
+            usize::from(le16(&target, 0)) + 2
+        } else {
+            let end = target.iter().position(|&byte| byte == 0);
+            end.unwrap_or(target.len())
+        };
+        let place_fits = fast == (record.size < I_BLOCK_SIZE as u64);
+        if record.flags & INDEX_FL != 0
+            || len == 0
+            || len >= target.len()
+            || len as u64 != record.size
+            || !place_fits
+        {
+            self.inode_damaged(record.number, "is a symlink of a wrong size");
+        }
+        Ok(())
+    }
+
+    fn inline(&mut self, place: usize, inode: &Inode<&[u8]>) {
+        let record = &self.meta.inodes[place];
+        if record.flags & INLINE_DATA_FL == 0 {
+            return;
+        }
+        let Some(more) = inline_data(inode) else {
+            self.inode_damaged(
+                record.number,
+                "has inline data without the attribute for it",
+            );
+            return;
+        };
+        let Some(dir) = self.dir_at(place) else {
+            return;
+        };
+        if record.size != (I_BLOCK_SIZE + more.len()) as u64
+            || !more.len().is_multiple_of(4)
+            || (1..12).contains(&more.len())
+        {
+            self.inode_damaged(
+                record.number,
+                format_args!("is a directory of {} bytes within its inode", record.size),
+            );
+        }
+        if let Some(parts) = InlineDir::of(inode) {
+            self.inline_directory(dir, &parts, inode.bytes());
+        }
+    }
+
+    /// `i_size` against the last block; symlinks are judged by their targets.
+    fn sizes(&mut self, record: &InodeRecord) {
+        if record.mode & S_IFMT == S_IFLNK || record.flags & INLINE_DATA_FL != 0 {
+            return;
+        }
+        let superblock = &self.fs.superblock;
+        let block_size = self.fs.geometry.block_size;
+        let extents = self.meta.extents(record);
+        let size = record.size;
+        let blocks = extents.last().map_or(0, |last| last.logical_end());
+        if record.is_dir() {
+            let s_prealloc_dir_blocks = u64::from(superblock.bytes()[0xCD]);
+            let gap = extents
+                .iter()
+                .try_fold(0, |at, extent| {
+                    (u64::from(extent.logical) == at).then(|| extent.logical_end())
+                })
+                .is_none();
+            let unwritten = extents.iter().any(|extent| extent.is_unwritten());
+            let too_big = !superblock.has_incompat(INCOMPAT_LARGEDIR)
+                && blocks > (1 << 21) >> superblock.s_log_block_size();
+            let wrong_size = !size.is_multiple_of(block_size)
+                || size / block_size > blocks
+                || blocks - size / block_size > s_prealloc_dir_blocks;
+            for (wrong, text) in [
+                (blocks == 0, "is a directory without blocks"),
+                (gap, "is a directory with a hole"),
+                (unwritten, "is a directory with unwritten blocks"),
+                (too_big, "is a directory of more than 2 GiB"),
+                (wrong_size && blocks > 0, "is a directory of a wrong size"),
+            ] {
+                if wrong {
+                    self.inode_damaged(record.number, text);
+                }
+            }
+            return;
+        }
+        let written = extents.iter().rev().find(|extent| !extent.is_unwritten());
+        let last = written.map_or(0, |extent| extent.logical_end() - 1);
+        let per_node = block_size / 4;
+        let limit = match record.kind {
+            MapKind::Extents => (block_size << 32) - 1,
+            _ => (12 + per_node + per_node.pow(2) + per_node.pow(3)).saturating_mul(block_size),
+        };
+        if (size < last * block_size && record.flags & VERITY_FL == 0) || size > limit {
+            self.inode_damaged(
+                record.number,
+                format_args!("has {size} bytes but blocks up to number {last}"),
+            );
+        }
+    }
+
+    fn block_count(&mut self, record: &InodeRecord, inode: &Inode<&[u8]>, charge: u64) {
+        let geometry = &self.fs.geometry;
+        if geometry.cluster_ratio != 1 || self.fs.superblock.s_creator_os() == OS_HURD {
+            return;
+        }
+        let data: u64 = self
+            .meta
+            .extents(record)
+            .iter()
+            .map(|extent| u64::from(extent.len()))
+            .sum();
+        let nodes = self.meta.nodes(record).len() as u64;
+        let xattr = if record.file_acl == 0 {
+            0
+        } else {
+            1 + self.ea_charges.get(&record.file_acl).copied().unwrap_or(0)
+        };
+        let expected = (data + nodes + xattr + charge) * (geometry.block_size / 512);
+        let huge = record.flags & HUGE_FILE_FL != 0
+            && self.fs.superblock.has_ro_compat(RO_COMPAT_HUGE_FILE);
+        if record.blocks_512 != expected || huge && inode.i_blocks_high() != 0 {
+            self.inode_damaged(
+                record.number,
+                format_args!("counts {} sectors but has {expected}", record.blocks_512),
+            );
+        }
+    }
+
+    /// The policy itself is opaque, but it has to be there.
+    fn encryption(&mut self, record: &InodeRecord, summary: Summary) {
+        let fits = match summary.policy {
+            Some((len, 1)) => len == 28,
+            Some((len, 2)) => len == 40,
+            Some((_, version)) => version > 2,
+            // It may lie in the xattr block, whose attributes are checked for all sharers at once.
+            None => record.file_acl != 0,
+        };
+        if !fits && record.flags & EA_INODE_FL == 0 {
+            self.inode_damaged(record.number, "is encrypted but has no valid policy");
+        }
+    }
+}
+
+/// Could `i_block` be the root of an extent tree?
+fn is_extent_header(i_block: &[u8]) -> bool {
+    let (entries, max) = (le16(i_block, 2), le16(i_block, 4));
+    le16(i_block, 0) == EXTENT_MAGIC && entries <= max && (2..=4).contains(&max)
+}
+
+/// Old kernels stored times before 1970 with the bits that mean a time after 2310.
+fn bad_times(inode: &Inode<&[u8]>) -> bool {
+    const EPOCH: u32 = 3;
+    let slot = inode.bytes();
+    // i_atime, i_ctime, i_mtime, i_crtime with their extra fields
+    [(0x08, 0x8C), (0x0C, 0x84), (0x10, 0x88), (0x90, 0x94)]
+        .into_iter()
+        .filter(|&(_, extra)| slot.len() >= extra + 4)
+        .any(|(time, extra)| le32(slot, time) >> 31 == 1 && le32(slot, extra) & EPOCH == EPOCH)
+}

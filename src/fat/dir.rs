@@ -1,0 +1,173 @@
+//! The root directory: entries of 32 bytes, long names in entries before the short one.
+//!
+//! ```text
+//! short  0 name(8) ext(3)  11 attributes  20 cluster, high(2)  26 cluster, low(2)  28 length(4)
+//! long   0 order (40 = last)  1 UTF-16 ×5  11 0f  13 checksum of the short name  14 ×6  28 ×2
+//! ```
+
+use super::boot::{Geometry, Root, text, u16_at, u32_at};
+use super::table::walk;
+use crate::error::{Error, Result};
+use crate::io::ReadAt;
+
+const ENTRY: usize = 32;
+/// A directory may have 65,536 entries.
+const MAX_DIRECTORY: u64 = 65_536 * ENTRY as u64;
+
+const VOLUME_ID: u8 = 0x08;
+const DIRECTORY: u8 = 0x10;
+const LONG_NAME: u8 = 0x0f;
+
+/// A file, directory or label, as the short entry has it.
+struct Found<'a> {
+    short: &'a [u8],
+    long: Option<String>,
+}
+
+/// Returns the label that the root directory has, if any.
+pub(super) fn volume_label<D: ReadAt + ?Sized>(
+    geometry: &Geometry,
+    dev: &D,
+) -> Result<Option<String>> {
+    let directory = read_root(geometry, dev)?;
+    let label = entries(&directory).find(|entry| {
+        let kind = entry.short[11];
+        kind & VOLUME_ID != 0 && kind & DIRECTORY == 0
+    });
+    Ok(label.and_then(|entry| text(&entry.short[..11])))
+}
+
+pub(super) fn read_file<D: ReadAt + ?Sized>(
+    geometry: &Geometry,
+    dev: &D,
+    name: &str,
+    max_len: usize,
+) -> Result<Option<Vec<u8>>> {
+    let directory = read_root(geometry, dev)?;
+    let found = entries(&directory).find(|entry| {
+        entry.short[11] & (VOLUME_ID | DIRECTORY) == 0
+            && (same(&short_name(entry.short), name)
+                || entry.long.as_ref().is_some_and(|long| same(long, name)))
+    });
+    let Some(entry) = found else { return Ok(None) };
+    let stated = u64::from(u32_at(entry.short, 28));
+    // Bounded by the filesystem before anything is allocated for it.
+    let len = stated.min(max_len as u64).min(geometry.len) as usize;
+    let mut contents = Vec::with_capacity(len);
+    if len > 0 {
+        let high = match geometry.root {
+            Root::Chain { .. } => u32::from(u16_at(entry.short, 20)) << 16,
+            Root::Fixed { .. } => 0,
+        };
+        let first = high | u32::from(u16_at(entry.short, 26));
+        walk(geometry, dev, first, u64::MAX, |start| {
+            let count = (len - contents.len()).min(geometry.cluster_size as usize);
+            contents.extend(dev.read_vec_at(start, count)?);
+            Ok(contents.len() < len)
+        })?;
+        if contents.len() < len {
+            return Err(Error::unsound(format!(
+                "the FAT filesystem is damaged: {name} ends after {} of {stated} bytes",
+                contents.len()
+            )));
+        }
+    }
+    Ok(Some(contents))
+}
+
+fn read_root<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<Vec<u8>> {
+    match geometry.root {
+        Root::Fixed { start, len } => dev.read_vec_at(start, len as usize),
+        Root::Chain { first } => {
+            let most = MAX_DIRECTORY.div_ceil(geometry.cluster_size);
+            let mut directory = Vec::new();
+            walk(geometry, dev, first, most, |start| {
+                let cluster = dev.read_vec_at(start, geometry.cluster_size as usize)?;
+                // A free entry with a zero name is the last one.
+                let more = cluster.chunks_exact(ENTRY).all(|entry| entry[0] != 0);
+                directory.extend(cluster);
+                Ok(more)
+            })?;
+            Ok(directory)
+        }
+    }
+}
+
+/// Goes through a directory's live entries, each with its long name if that belongs to it.
+fn entries(directory: &[u8]) -> impl Iterator<Item = Found<'_>> {
+    let mut long = LongName::default();
+    directory
+        .chunks_exact(ENTRY)
+        .take_while(|entry| entry[0] != 0)
+        .filter_map(move |entry| {
+            if entry[0] == 0xe5 {
+                long = LongName::default();
+                return None;
+            }
+            if entry[11] & 0x3f == LONG_NAME {
+                long.add(entry);
+                return None;
+            }
+            let long = std::mem::take(&mut long).finish(entry);
+            Some(Found { short: entry, long })
+        })
+}
+
+/// A long name under way: its pieces come last to first.
+#[derive(Default)]
+struct LongName {
+    units: Vec<u16>,
+    checksum: u8,
+    /// Pieces still to come.
+    left: u8,
+}
+
+impl LongName {
+    fn add(&mut self, entry: &[u8]) {
+        let order = entry[0] & 0x3f;
+        let starts = entry[0] & 0x40 != 0;
+        if starts {
+            // A name has 255 characters at the most, so 20 pieces.
+            self.units.clear();
+            self.checksum = entry[13];
+            self.left = if order <= 20 { order } else { 0 };
+        }
+        if order == 0 || order != self.left || entry[13] != self.checksum {
+            *self = Self::default();
+            return;
+        }
+        self.left -= 1;
+        let places = (1..11)
+            .step_by(2)
+            .chain((14..26).step_by(2))
+            .chain([28, 30]);
+        let piece: Vec<u16> = places.map(|at| u16_at(entry, at)).collect();
+        self.units.splice(..0, piece);
+    }
+
+    fn finish(self, short: &[u8]) -> Option<String> {
+        let checksum = short[..11]
+            .iter()
+            .fold(0u8, |sum, &byte| sum.rotate_right(1).wrapping_add(byte));
+        if self.units.is_empty() || self.left != 0 || checksum != self.checksum {
+            return None;
+        }
+        let end = self.units.iter().position(|&unit| unit == 0);
+        Some(String::from_utf16_lossy(
+            &self.units[..end.unwrap_or(self.units.len())],
+        ))
+    }
+}
+
+/// Puts the dot back into a short name.
+fn short_name(entry: &[u8]) -> String {
+    let base = text(&entry[..8]).unwrap_or_default();
+    match text(&entry[8..11]) {
+        Some(extension) => format!("{base}.{extension}"),
+        None => base,
+    }
+}
+
+fn same(one: &str, other: &str) -> bool {
+    one.to_lowercase() == other.to_lowercase()
+}

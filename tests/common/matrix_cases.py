@@ -1,0 +1,210 @@
+"""The matrix: one entry per generated filesystem.
+
+A case is a list of steps that scripts/make-matrix runs in order:
+    ("mkfs", size in MiB, [mke2fs arguments])
+    ("fill", profile for fsfill, mount options)
+    ("run", [command])              {img} stands for the image
+    ("size", MiB)                   truncates or extends the image file
+    ("online", MiB)                 extends it and lets the kernel grow it mounted (offline, and told so, where
+                                    CAP_SYS_RESOURCE is missing)
+    ("projects",)                   gives some files project ids, with debugfs
+    ("garbage",)                    fills the image with random bytes first
+`keep` names a feature that must be kept at full size (used blocks only), `kernel` is False where
+the kernel at hand cannot mount it, `quick` puts it into the subset of --quick, `extra` is a list
+of files that belong to the image.
+The kernel of many a CI machine has no QFMT_V2, so it cannot write to a filesystem with quota or
+project: those two are switched on by tune2fs after the fill.
+"""
+
+BASE = "ext_attr,resize_inode,dir_index,filetype,sparse_super,large_file"
+EXT2 = "none," + BASE
+EXT3 = "none,has_journal," + BASE
+EXT4 = "none,has_journal,extent,flex_bg,huge_file,dir_nlink,extra_isize," + BASE
+# The defaults of mke2fs 1.42, 1.43 to 1.46 (with and without 64bit, as pi-gen has it), 1.47.
+E142 = EXT4 + ",uninit_bg"
+E143_32 = EXT4 + ",metadata_csum"
+E143 = E143_32 + ",64bit"
+E147 = E143 + ",metadata_csum_seed,orphan_file"
+ERAS = {"142": E142, "143p": E143_32, "143": E143, "147": E147}
+
+# Groups of 8 MiB in every block size, so that small images have several.
+GROUP = {1024: [], 2048: ["-g", "4096"], 4096: ["-g", "2048"]}
+
+LIGHT = {"parts": ["links", "symlinks", "xattrs", "acls", "sparse", "fragmented", "deep", "htree", "names", "nodes", "times",
+                   "flags", "spread_dirs", "last_inodes", "last_blocks", "again"],
+         "htree": 500, "deep_extents": 400, "frag_turns": 40, "xattr_files": 16, "max_inodes": 14000}
+BLOCKS = dict(LIGHT, parts=["links", "symlinks", "xattrs", "acls", "sparse", "indirect", "htree", "names", "nodes", "times",
+                            "flags", "spread_dirs", "last_inodes", "last_blocks", "again"], extents=False)
+
+# For filesystems with hardly more inodes than the filler wants; the last directories may not fit.
+FEW = dict(LIGHT, parts=["links", "symlinks", "acls", "deep", "nodes", "last_inodes", "last_blocks"])
+
+
+def more(profile, *parts, **keys):
+    return dict(profile, more=list(parts), **keys)
+
+
+def first(profile, *parts, **keys):
+    return dict(profile, parts=list(parts) + profile["parts"], **keys)
+
+
+def mk(bs, features, *args, inode=256):
+    return ["-t", "ext4", "-b", str(bs), "-I", str(inode), "-O", features] + GROUP[bs] + list(args)
+
+
+CASES = {}
+
+
+def case(name, *steps, quick=False, kernel=True, keep=None, extra=()):
+    assert name not in CASES, name
+    CASES[name] = {"name": name, "steps": list(steps), "quick": quick, "kernel": kernel, "keep": keep, "extra": list(extra)}
+
+
+def simple(name, size, args, profile=LIGHT, mount="", **keys):
+    case(name, ("mkfs", size, args), ("fill", profile, mount), **keys)
+
+
+# --- the grid: block size x inode size x era ---------------------------------
+for bs in (1024, 2048, 4096):
+    for inode in (128, 256):
+        for era, features in ERAS.items():
+            if inode == 128:
+                features = features.replace(",extra_isize", "")
+            simple("grid-%dk-i%d-%s" % (bs // 1024, inode, era), 48, mk(bs, features, inode=inode),
+                   mount="nodelalloc" if bs != 4096 else "",
+                   quick=(bs, inode, era) in ((1024, 256, "142"), (4096, 256, "143"), (1024, 128, "143p"), (4096, 256, "147")))
+        simple("ext3-%dk-i%d" % (bs // 1024, inode), 56, ["-t", "ext3", "-b", str(bs), "-I", str(inode), "-O", EXT3] + GROUP[bs],
+               profile=BLOCKS, quick=(bs, inode) == (1024, 128))
+    simple("ext2-%dk" % (bs // 1024), 56, ["-t", "ext2", "-b", str(bs), "-I", "128", "-O", EXT2] + GROUP[bs],
+           profile=BLOCKS, quick=bs == 1024)
+
+# --- plain mke2fs, whatever it is today, and real group sizes ------------------
+simple("default-ext4-600m", 600, ["-t", "ext4", "-b", "4096"], more(LIGHT, max_inodes=42000))
+simple("default-ext4-small", 40, ["-t", "ext4"])
+simple("default-ext4-tiny", 6, ["-t", "ext4"], {"parts": ["links", "symlinks", "names", "nodes"]}, quick=True)
+simple("default-ext3", 96, ["-t", "ext3"], BLOCKS)
+simple("default-ext2", 96, ["-t", "ext2"], BLOCKS)
+simple("pi-1g", 1024, ["-t", "ext4", "-b", "4096", "-I", "256", "-O", E143_32, "-N", "9000"],
+       more(LIGHT, end_bytes=12 << 20))
+simple("one-group", 8, mk(1024, E143), {"parts": ["links", "symlinks", "xattrs", "names", "nodes"]}, quick=True)
+
+# --- layouts --------------------------------------------------------------------
+simple("no-flex", 56, mk(1024, E143 + ",^flex_bg"), quick=True)
+simple("no-flex-old", 56, mk(4096, E142 + ",^flex_bg", inode=128))
+simple("flex-g4", 56, mk(1024, E143, "-G", "4"))
+simple("flex-g2-few-inodes", 56, mk(1024, E143, "-G", "2", "-N", "900"), FEW)
+simple("flex-g128", 56, mk(1024, E142, "-G", "128"))
+simple("no-resize-inode", 56, mk(1024, E143 + ",^resize_inode"), quick=True)
+simple("resize-small", 56, mk(1024, E143, "-E", "resize=120000"))
+simple("resize-max", 56, mk(1024, E143, "-E", "resize=4000000"))
+simple("resize-4k-big", 96, mk(4096, E143, "-E", "resize=260000000"))
+simple("no-sparse-super", 56, mk(1024, E142 + ",^sparse_super,^resize_inode"), quick=True)
+simple("tiny-groups", 24, mk(1024, E143, "-g", "512"), more(LIGHT, max_inodes=5000))
+simple("tiny-groups-4k", 48, mk(4096, E147, "-g", "256"))
+simple("many-groups-old", 32, mk(1024, E142 + ",^flex_bg", "-g", "1024"))
+simple("partial-last", 45, ["-t", "ext4", "-b", "1024", "-O", E143], quick=True)
+simple("stride", 56, mk(4096, E143, "-E", "stride=16,stripe_width=32"))
+simple("odd-size", 41, mk(1024, E147, "-E", "packed_meta_blocks=1"))
+simple("journal-at-end", 56, mk(1024, E143, "-J", "size=4,location=40M"), quick=True)
+simple("journal-small", 56, mk(1024, E143, "-J", "size=1"))
+simple("journal-big", 96, mk(1024, E142, "-J", "size=32"))
+simple("no-journal", 56, mk(1024, E143 + ",^has_journal"), quick=True)
+simple("no-journal-old", 56, mk(4096, E142 + ",^has_journal"))
+simple("no-csum-no-uninit", 56, mk(1024, EXT4), quick=True)
+simple("64bit-no-csum", 56, mk(4096, EXT4 + ",64bit"))
+simple("csum-no-extents", 56, mk(1024, E143_32.replace(",extent,", ","), "-E", "resize=100000"), BLOCKS)
+simple("inode-512", 56, mk(4096, E143, inode=512))
+simple("inode-1024", 40, mk(2048, E147, inode=1024), more(LIGHT, "inline"))
+simple("many-inodes", 64, mk(1024, E143, "-i", "1024"), more(LIGHT, max_inodes=65000))
+simple("few-inodes", 64, mk(1024, E143, "-N", "600"), FEW)
+simple("reserved-none", 48, mk(1024, E143, "-m", "0"))
+simple("reserved-half", 48, mk(1024, E143, "-m", "49.5"))
+simple("bad-blocks", 56, mk(1024, E143, "-l", "{bad}"))
+simple("large-file-only", 48, ["-t", "ext4", "-b", "4096", "-g", "2048", "-O", "none,extent,has_journal,filetype"])
+simple("no-filetype", 40, ["-t", "ext2", "-b", "1024", "-O", "none,ext_attr"], BLOCKS)
+simple("rev0-like", 24, ["-t", "ext2", "-b", "1024", "-r", "0", "-I", "128"],
+       {"parts": ["links", "symlinks", "indirect", "names", "nodes", "spread_dirs", "last_inodes", "last_blocks"], "extents": False,
+        "max_inodes": 9000})
+case("garbage-below", ("garbage",), ("mkfs", 48, mk(1024, E143, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1")),
+     ("fill", dict(LIGHT, parts=["links", "symlinks", "xattrs", "deep", "spread_dirs", "last_blocks", "again"]), "noinit_itable"), quick=True)
+case("garbage-uninit", ("garbage",), ("mkfs", 48, mk(4096, E142, "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1")),
+     ("fill", dict(LIGHT, parts=["links", "symlinks", "xattrs", "deep", "spread_dirs", "again"]), "noinit_itable,nodelalloc"))
+
+# --- directories ---------------------------------------------------------------
+DIRS = {"parts": ["htree", "names", "links"], "htree": 20000, "htree_name": 250, "htree_links": True}
+simple("htree-20000", 64, mk(1024, E143), more(DIRS, "subdirs", "last_inodes", "last_blocks", max_inodes=9000, end_bytes=3 << 20), mount="nodelalloc")
+simple("htree-20000-old", 64, mk(1024, E142, inode=128), more(DIRS, "last_blocks", end_bytes=2 << 20))
+simple("htree-4k-inodes", 64, mk(4096, E147), dict(DIRS, htree=12000, htree_name=30, htree_links=False))
+simple("large-dir", 96, mk(1024, E143 + ",large_dir"), dict(DIRS, htree=62000, htree_name=254))
+simple("no-dir-index", 48, mk(1024, E143 + ",^dir_index"), more(LIGHT, htree=1500), quick=True)
+simple("dir-nlink-70000", 256, mk(1024, E143, "-N", "76000"), {"parts": ["subdirs", "links", "last_blocks"], "subdirs": 70000, "end_bytes": 1 << 20})
+simple("subdirs-spread", 64, mk(1024, E142), {"parts": ["subdirs", "links", "spread_dirs", "last_inodes", "last_blocks"], "subdirs": 3000, "spread": 100})
+case("optimised-dirs", ("mkfs", 64, mk(1024, E143)), ("fill", more(LIGHT, htree=6000, htree_name=120), ""),
+     ("run", ["e2fsck", "-fyD", "{img}"]), quick=True)
+
+# --- attributes, inline data, quota, flags ---------------------------------------
+simple("shared-xattr", 40, mk(1024, E142.replace(",extra_isize", ""), inode=128), first(LIGHT, "shared_xattr", shared_files=1200), quick=True)
+simple("shared-xattr-csum", 40, mk(4096, E143.replace(",extra_isize", ""), inode=128), first(LIGHT, "shared_xattr", shared_files=2200))
+simple("ea-inode", 48, mk(1024, E143 + ",ea_inode"), first(LIGHT, "big_xattrs"), quick=True)
+simple("ea-inode-late", 48, mk(4096, E147 + ",ea_inode"), more(LIGHT, "big_xattrs"))
+simple("inline-data", 48, mk(1024, E143 + ",inline_data"), first(LIGHT, "inline"), quick=True)
+simple("inline-data-late", 48, mk(4096, E147 + ",inline_data"), more(LIGHT, "inline"))
+simple("inline-ea-512", 48, mk(2048, E143 + ",inline_data,ea_inode", inode=512), more(LIGHT, "inline", "big_xattrs"))
+for name, bs, features, what, profile, quick in (
+        ("quota", 1024, E143, "usrquota,grpquota", more(LIGHT, "owners"), True),
+        ("quota-prj", 4096, E147, "usrquota,grpquota,prjquota", more(LIGHT, "owners"), False),
+        ("quota-first", 1024, E142, "usrquota", first(LIGHT, "owners", owner_files=600), False)):
+    case(name, ("mkfs", 48, mk(bs, features)), ("fill", profile, ""),
+         *([("run", ["tune2fs", "-O", "project", "{img}"]), ("projects",)] if "prj" in what else []),
+         ("run", ["tune2fs", "-Q", what, "{img}"]), ("run?", ["e2fsck", "-fy", "{img}"]), quick=quick)
+case("project", ("mkfs", 48, mk(1024, E143)), ("fill", LIGHT, ""), ("run", ["tune2fs", "-O", "project", "{img}"]), ("projects",), ("run?", ["e2fsck", "-fy", "{img}"]))
+simple("encrypt-unused", 40, mk(4096, E143 + ",encrypt"))
+simple("encrypt", 48, mk(4096, E143 + ",encrypt"), more(LIGHT, "encrypted"), quick=True)
+simple("encrypt-1k-stable", 40, mk(1024, E143 + ",encrypt,stable_inodes"), dict(LIGHT, parts=["encrypted", "links", "xattrs", "last_blocks"]))
+case("casefold", ("mkfs", 40, mk(4096, E143 + ",casefold", "-E", "encoding=utf8", "-d", "{tree}")), kernel=False)
+simple("verity-unused", 40, mk(4096, E143 + ",verity"))
+simple("orphan-file", 48, mk(1024, E143 + ",orphan_file", "-E", "orphan_file_size=256k"), quick=True)
+simple("fast-commit", 56, mk(1024, E143 + ",fast_commit"), mount="nodelalloc")
+simple("mmp", 40, mk(4096, E143 + ",mmp", "-E", "mmp_update_interval=1"), dict(LIGHT, parts=["links", "xattrs", "spread_dirs", "last_blocks"]))
+simple("uninit-nolazy", 48, mk(1024, E142, "-E", "lazy_itable_init=0"))
+
+# --- big maps --------------------------------------------------------------------
+simple("deep-extents-3", 96, mk(1024, E143, "-N", "600"), {"parts": ["deep", "links", "last_blocks"], "deep_extents": 31000}, mount="nodelalloc")
+simple("deep-extents-4k", 96, mk(4096, E142, "-N", "600"), {"parts": ["deep", "sparse", "links", "last_blocks"], "deep_extents": 5000}, mount="nodelalloc")
+simple("triple-indirect", 112, ["-t", "ext3", "-b", "1024", "-I", "128", "-O", EXT3],
+       {"parts": ["indirect", "deep", "links", "last_blocks"], "deep_extents": 20000, "extents": False})
+
+# --- a life before ------------------------------------------------------------------
+case("grown-offline", ("mkfs", 24, mk(1024, E143)), ("fill", dict(LIGHT, parts=["links", "xattrs", "deep", "htree"]), ""),
+     ("run", ["e2fsck", "-fy", "{img}"]), ("size", 72), ("run", ["resize2fs", "{img}"]), ("fill", dict(LIGHT, parts=["spread_dirs", "last_inodes", "last_blocks"]), ""), quick=True)
+case("grown-online", ("mkfs", 24, mk(4096, E143_32)), ("fill", dict(LIGHT, parts=["links", "xattrs", "deep", "htree"]), ""),
+     ("online", 80), ("fill", dict(LIGHT, parts=["spread_dirs", "last_inodes", "last_blocks"]), ""), quick=True)
+case("grown-online-1k", ("mkfs", 17, mk(1024, E147)), ("online", 33), ("online", 61), ("fill", LIGHT, "nodelalloc"))
+case("grown-old", ("mkfs", 20, mk(1024, E142, inode=128)), ("fill", dict(LIGHT, parts=["links", "deep"]), ""),
+     ("run", ["e2fsck", "-fy", "{img}"]), ("size", 50), ("run", ["resize2fs", "{img}"]), ("fill", dict(LIGHT, parts=["spread_dirs", "last_inodes", "last_blocks"]), ""))
+case("grown-ext3", ("mkfs", 20, ["-t", "ext3", "-b", "1024", "-O", EXT3]), ("run", ["e2fsck", "-fy", "{img}"]), ("size", 60), ("run", ["resize2fs", "{img}"]), ("fill", BLOCKS, ""))
+case("shrunk", ("mkfs", 96, mk(1024, E143)), ("fill", dict(LIGHT, parts=["links", "xattrs", "deep", "htree", "spread_dirs"]), ""),
+     ("run", ["e2fsck", "-fy", "{img}"]), ("run", ["resize2fs", "{img}", "40M"]), ("size", 40), ("fill", dict(LIGHT, parts=["last_inodes", "last_blocks"]), ""))
+case("shrunk-minimum", ("mkfs", 64, mk(4096, E143)), ("fill", LIGHT, ""), ("run", ["e2fsck", "-fy", "{img}"]), ("run", ["resize2fs", "-M", "{img}"]), ("size", "fs"), quick=True)
+case("to-64bit", ("mkfs", 48, mk(1024, E143_32)), ("fill", dict(LIGHT, parts=["links", "xattrs", "deep"]), ""),
+     ("run", ["e2fsck", "-fy", "{img}"]), ("run", ["resize2fs", "-b", "{img}"]), ("fill", dict(LIGHT, parts=["spread_dirs", "last_inodes", "last_blocks"]), ""))
+case("to-32bit", ("mkfs", 48, mk(1024, E143)), ("fill", dict(LIGHT, parts=["links", "xattrs", "deep"]), ""),
+     ("run", ["e2fsck", "-fy", "{img}"]), ("run", ["resize2fs", "-s", "{img}"]), ("fill", dict(LIGHT, parts=["spread_dirs", "last_blocks"]), ""))
+case("ext3-to-ext4", ("mkfs", 56, ["-t", "ext3", "-b", "1024", "-O", EXT3]), ("fill", dict(BLOCKS, parts=["links", "indirect", "htree", "xattrs"]), ""),
+     ("run", ["tune2fs", "-O", "extents,uninit_bg,dir_index,flex_bg,huge_file", "{img}"]), ("run?", ["e2fsck", "-fyD", "{img}"]),
+     ("fill", dict(LIGHT, parts=["symlinks", "deep", "sparse", "spread_dirs", "last_inodes", "last_blocks"]), ""), quick=True)
+case("ext2-to-ext3", ("mkfs", 48, ["-t", "ext2", "-b", "1024", "-O", EXT2]), ("fill", dict(BLOCKS, parts=["links", "indirect"]), ""),
+     ("run", ["tune2fs", "-j", "{img}"]), ("fill", dict(BLOCKS, parts=["symlinks", "spread_dirs", "last_blocks"]), ""))
+case("csum-turned-on", ("mkfs", 48, mk(1024, E142)), ("fill", LIGHT, ""), ("run?", ["e2fsck", "-fyD", "{img}"]), ("run", ["tune2fs", "-O", "metadata_csum", "{img}"]))
+case("inodes-widened", ("mkfs", 48, ["-t", "ext3", "-b", "1024", "-I", "128", "-O", EXT3]), ("fill", dict(BLOCKS, parts=["links", "indirect", "xattrs", "acls", "htree", "spread_dirs"]), ""),
+     ("run", ["e2fsck", "-fy", "{img}"]), ("run", ["tune2fs", "-I", "256", "{img}"]), ("fill", dict(BLOCKS, parts=["symlinks", "names", "last_blocks"]), ""))
+case("uuid-changed", ("mkfs", 48, mk(1024, E147)), ("fill", LIGHT, ""), ("run", ["tune2fs", "-f", "-U", "f0e1d2c3-0000-4000-8000-123456789abc", "{img}"]))
+case("full", ("mkfs", 32, mk(1024, E143, "-m", "0")), ("fill", dict(LIGHT, parts=["links", "xattrs", "htree", "deep", "mix_full"]), ""), quick=True)
+
+# --- kept at full size: used blocks only, the feature named --------------------------
+simple("bigalloc", 96, ["-t", "ext4", "-b", "1024", "-C", "16384", "-O", E143 + ",bigalloc"], dict(LIGHT, parts=["links", "xattrs", "deep", "htree"]), keep="bigalloc", quick=True)
+simple("meta-bg", 56, mk(1024, E143 + ",meta_bg,^resize_inode"), keep="meta_bg", quick=True)
+simple("meta-bg-old", 56, mk(4096, E142 + ",meta_bg,^resize_inode", "-g", "256"), keep="meta_bg")
+simple("sparse-super2", 56, mk(1024, E143 + ",sparse_super2,^resize_inode"), keep="sparse_super2", quick=True)
+simple("external-journal", 48, mk(1024, E143.replace("has_journal,", ""), "-J", "device={jdev}"), dict(LIGHT, parts=["links", "xattrs", "deep", "htree"]),
+       keep="external journal", extra=["{name}.journal"])
