@@ -54,8 +54,8 @@ pub fn read_inode(fs: &Super, device: &dyn ReadAt, number: InodeNr) -> Result<Sl
 fn inode_table(fs: &Super, device: &dyn ReadAt, group: GroupNr) -> Result<BlockNr> {
     let geometry = &fs.geometry;
     let per_block = geometry.block_size / geometry.desc_size;
-    let at = geometry.offset(desc_block(fs, group)?)
-        + u64::from(group) % per_block * geometry.desc_size;
+    let at =
+        geometry.offset(desc_block(fs, group)?) + u64::from(group) % per_block * geometry.desc_size;
     let desc = GroupDesc::from_bytes(&device.read_vec_at(at, geometry.desc_size as usize)?);
     let table = desc.inode_table();
     let end = table.checked_add(geometry.itable_blocks);

@@ -132,7 +132,10 @@ pub(super) fn find_aliases(digests: &Digests, crcs: &[(u64, u32)]) -> HashMap<u6
     let mut aliases = HashMap::new();
     for &(at, crc) in crcs {
         let best = candidates(at, crc).max_by_key(|(_, distance)| {
-            (distances[distance], std::cmp::Reverse(distance.unsigned_abs()))
+            (
+                distances[distance],
+                std::cmp::Reverse(distance.unsigned_abs()),
+            )
         });
         if let Some((source, distance)) = best
             && distances[&distance] >= enough

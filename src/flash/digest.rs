@@ -73,9 +73,7 @@ impl Digests {
         let first = self
             .pieces
             .partition_point(|piece| piece.range().end <= range.start);
-        let end = self
-            .pieces
-            .partition_point(|piece| piece.start < range.end);
+        let end = self.pieces.partition_point(|piece| piece.start < range.end);
         first..end.max(first)
     }
 

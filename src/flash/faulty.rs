@@ -78,7 +78,10 @@ impl FaultyCard {
     fn check(&self, offset: u64, len: usize) -> Result<()> {
         check_range(self.len(), offset, len as u64)?;
         if self.is_gone() {
-            return Err(Error::io("asking the card", io::Error::from_raw_os_error(19)));
+            return Err(Error::io(
+                "asking the card",
+                io::Error::from_raw_os_error(19),
+            ));
         }
         Ok(())
     }
@@ -100,9 +103,7 @@ impl FaultyCard {
     /// Stores bytes that lie in one block.
     fn store(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let faults = &self.faults;
-        if faults.drops_from.is_some_and(|from| offset >= from)
-            || faults.stuck.contains(offset)
-        {
+        if faults.drops_from.is_some_and(|from| offset >= from) || faults.stuck.contains(offset) {
             return Ok(());
         }
         let mut flips_once = faults.flips_once.lock().unwrap();
@@ -118,7 +119,10 @@ impl FaultyCard {
                 bytes[(at - offset) as usize] ^= 1;
             }
         }
-        let shift = faults.shifts.iter().find(|(range, _)| range.contains(&offset));
+        let shift = faults
+            .shifts
+            .iter()
+            .find(|(range, _)| range.contains(&offset));
         let by = shift.map_or(0, |(_, by)| *by);
         self.disk.write_all_at(self.place(offset) + by, bytes)
     }
@@ -151,6 +155,8 @@ impl ReadAt for FaultyCard {
 impl WriteAt for FaultyCard {
     fn write_all_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.check(offset, buf.len())?;
+        // Held while it stalls: then nothing else gets through either.
+        let mut log = self.log.lock().unwrap();
         let stall = {
             let mut stall = self.faults.stall.lock().unwrap();
             let range = offset..offset + buf.len() as u64;
@@ -166,7 +172,6 @@ impl WriteAt for FaultyCard {
         if self.fails(&self.faults.bad_writes, &self.faults.failing_writes, range) {
             return Err(Error::io("writing the card", eio()));
         }
-        let mut log = self.log.lock().unwrap();
         log.push((offset, buf.len() as u64, is_zero(buf)));
         for (index, part) in buf.chunks(ALIGNMENT as usize).enumerate() {
             let mut part = part.to_vec();

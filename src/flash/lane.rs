@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::plan::BLOCK;
 use super::queue::Queue;
 use super::target::{Slot, is_final};
 use super::write::Cell;
@@ -15,11 +16,14 @@ use crate::progress::{Event, Phase};
 /// Cells that wait for a card.
 const QUEUED: usize = 6;
 
-/// How often a failed request is made before it counts.
-const TRIES: u32 = 3;
+/// How often a request is made before it is cut.
+const TRIES: u32 = 2;
 
-/// Failed requests in a row after which a card is given up.
-const FAILURES: u32 = 4;
+/// Bytes of the steps that a failed request is cut into.
+const STEPS: &[usize] = &[64 << 10, BLOCK as usize];
+
+/// Failed blocks in a row after which a card is given up.
+const FAILURES: u32 = 64;
 
 /// Requests to one card at a time; the watch has a place for each.
 pub(super) const IN_FLIGHT: usize = 4;
@@ -114,7 +118,7 @@ impl<'a> Lane<'a> {
     }
 
     /// Makes `range` zeros in whatever way.
-    pub(super) fn write_zeros(&self, range: Range<u64>, phase: Phase) -> Result<()> {
+    pub(super) fn write_zeros(&self, range: Range<u64>) -> Result<()> {
         const STEP: u64 = 64 << 20;
         let mut zeros = None;
         let mut at = range.start;
@@ -129,40 +133,54 @@ impl<'a> Lane<'a> {
                     done += count;
                 }
             }
-            self.slot.progress.advanced(phase, end - at)?;
+            // Nothing is added to what is done, but a listener can stop it here.
+            self.slot.progress.advanced(Phase::Write, 0)?;
             at = end;
         }
         Ok(())
     }
 
-    /// Writes, again if that fails. A place that stays bad is left to verification, unless there
-    /// is none; a card with several in a row is given up.
+    /// Writes; again if that fails, and then in smaller steps. Blocks that stay bad are left to
+    /// verification, unless there is none; a card with many in a row is given up.
     ///
     /// # Errors
     /// What gives the card up.
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let mut tries = 0;
-        loop {
-            let watched = self.watch.begin();
-            let outcome = self.slot.card.write_all_at(offset, bytes);
-            drop(watched);
-            tries += 1;
-            match outcome {
+        for _ in 0..TRIES {
+            match self.write_once(offset, bytes) {
                 Ok(()) => {
                     self.failures.store(0, Ordering::Relaxed);
                     return Ok(());
                 }
                 Err(error) if is_final(&error) => return Err(error),
-                Err(error) if tries >= TRIES => {
-                    let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-                    return match self.strict || failures >= FAILURES {
-                        true => Err(error),
-                        false => Ok(()),
-                    };
-                }
                 Err(_) => {}
             }
         }
+        self.write_in_steps(offset, bytes, STEPS)
+    }
+
+    fn write_in_steps(&self, offset: u64, bytes: &[u8], steps: &[usize]) -> Result<()> {
+        let (&step, smaller) = steps.split_first().unwrap_or((&bytes.len(), &[]));
+        for (index, part) in bytes.chunks(step.max(1)).enumerate() {
+            let at = offset + (index * step) as u64;
+            match self.write_once(at, part) {
+                Ok(()) => self.failures.store(0, Ordering::Relaxed),
+                Err(error) if is_final(&error) => return Err(error),
+                Err(_) if !smaller.is_empty() => self.write_in_steps(at, part, smaller)?,
+                Err(error) => {
+                    let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+                    if self.strict || failures >= FAILURES {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_once(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let _watched = self.watch.begin();
+        self.slot.card.write_all_at(offset, bytes)
     }
 
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

@@ -156,7 +156,10 @@ pub fn flash(
             lane.attempt(|| lane.slot.progress.started(Phase::Write, plan.bytes()));
         }
         let written = write::write_all(&mut *reader, (first, count), &plan, map, &lanes, options)?;
-        let prepared: Vec<Prepared> = prepared.into_iter().map(Option::unwrap_or_default).collect();
+        let prepared: Vec<Prepared> = prepared
+            .into_iter()
+            .map(Option::unwrap_or_default)
+            .collect();
         for_each(&lanes, &mut reports, |lane, report| {
             let index = lanes.iter().position(|other| std::ptr::eq(other, lane));
             let before = index.and_then(|index| prepared.get(index));
@@ -199,21 +202,34 @@ impl Run<'_> {
             prepared.old.extend(self.sample_old(lane));
         }
         publish::blank(lane)?;
-        for range in self.plan.unused(lane.len(), self.options.tail) {
+        let unused = self.plan.unused(lane.len(), self.options.tail);
+        prepared.zeros = self.clear(lane, unused, report)?;
+        Ok(prepared)
+    }
+
+    /// Discards or wipes ranges of the card. Returns what was wiped.
+    fn clear(
+        &self,
+        lane: &Lane,
+        ranges: Vec<Range<u64>>,
+        report: &mut CardReport,
+    ) -> Result<Vec<Range<u64>>> {
+        if self.options.wipe {
+            for range in &ranges {
+                lane.write_zeros(range.clone())?;
+                report.wiped += range.end - range.start;
+            }
+            return Ok(ranges);
+        }
+        for range in ranges {
             let len = range.end - range.start;
-            if self.options.wipe {
-                progress.started(Phase::Write, None)?;
-                lane.write_zeros(range.clone(), Phase::Write)?;
-                report.wiped += len;
-                prepared.zeros.push(range);
-            } else if lane.slot.card.discard(range).unwrap_or(false) {
-                report.discarded += len;
-            } else {
+            if !lane.slot.card.discard(range).unwrap_or(false) {
                 // What a card cannot do for one range it cannot do for the next.
                 break;
             }
+            report.discarded += len;
         }
-        Ok(prepared)
+        Ok(Vec::new())
     }
 
     /// Remembers what some of the blocks hold that are about to be written: a card that takes no
@@ -247,16 +263,21 @@ impl Run<'_> {
         progress.finished(Phase::Write)?;
         report.image_len = Some(written.image_len);
         report.written = written.digests.bytes();
+        let none = Prepared::default();
+        let before = before.unwrap_or(&none);
+        let mut zeros = before.zeros.clone();
+        let behind = written.image_len.max(HEAD)..lane.len();
+        if self.plan.image_len().is_none() && self.options.tail && behind.start < behind.end {
+            zeros.extend(self.clear(lane, vec![behind], report)?);
+        }
         progress.started(Phase::Sync, None)?;
         lane.settle()?;
         progress.finished(Phase::Sync)?;
         let mut verification = Verification::default();
         if self.options.verify {
-            let none = Prepared::default();
-            let before = before.unwrap_or(&none);
             let expected = Expected {
                 digests: &written.digests,
-                zeros: &before.zeros,
+                zeros: &zeros,
                 old: &before.old,
             };
             let outcome = verify::verify(lane, &expected, self.image, &mut verification);
@@ -367,9 +388,8 @@ impl ReadAt for Prefix<'_> {
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        check_range(self.0.len() as u64, offset, buf.len() as u64).map_err(|_| {
-            Error::new(ErrorKind::Io, "these bytes are not there yet")
-        })?;
+        check_range(self.0.len() as u64, offset, buf.len() as u64)
+            .map_err(|_| Error::new(ErrorKind::Io, "these bytes are not there yet"))?;
         buf.copy_from_slice(&self.0[offset as usize..offset as usize + buf.len()]);
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::lane::Lane;
 use super::plan::BLOCK;
+use super::target::is_final;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::AlignedBuf;
 use crate::units::human_bytes;
@@ -17,12 +18,24 @@ use crate::units::human_bytes;
 /// # Errors
 /// `Verify` if the card does not have the room it claims, `Io` if it fails.
 pub(super) fn probe(lane: &Lane) -> Result<Vec<(u64, u32)>> {
-    let places = places(lane.len());
+    let mut places = places(lane.len());
     let mut old = Vec::with_capacity(places.len());
-    for place in &places {
+    let mut broken = None;
+    places.retain(|&place| {
         let mut buf = AlignedBuf::zeroed(BLOCK as usize);
-        lane.read(*place, &mut buf)?;
-        old.push(buf);
+        // What cannot be read cannot be put back either: not a place to try.
+        let outcome = lane.read(place, &mut buf);
+        let readable = outcome.is_ok();
+        match outcome {
+            Ok(()) => old.push(buf),
+            Err(error) => broken = Some(error),
+        }
+        readable
+    });
+    if let Some(error) = broken
+        && (places.is_empty() || is_final(&error))
+    {
+        return Err(error);
     }
     let outcome = write_patterns(lane, &places).and_then(|()| read_patterns(lane, &places));
     // In reverse: where two places are one, both had the same old contents anyway.

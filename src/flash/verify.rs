@@ -153,7 +153,14 @@ fn failure(name: &str, report: &Verification) -> Error {
     let first: Vec<_> = remaining
         .iter()
         .take(3)
-        .map(|d| format!("{} bytes at byte {} {}", d.range.len(), d.range.start, d.class))
+        .map(|d| {
+            format!(
+                "{} bytes at byte {} {}",
+                d.range.len(),
+                d.range.start,
+                d.class
+            )
+        })
         .collect();
     let more = match remaining.len().saturating_sub(first.len()) {
         0 => String::new(),
@@ -188,7 +195,10 @@ struct Work {
 impl Work {
     fn all(expected: &Expected) -> Self {
         Self {
-            requests: requests(expected.digests.pieces(), 0..expected.digests.pieces().len()),
+            requests: requests(
+                expected.digests.pieces(),
+                0..expected.digests.pieces().len(),
+            ),
             zeros: expected
                 .zeros
                 .iter()
@@ -230,8 +240,7 @@ impl Work {
             let mut buf = AlignedBuf::zeroed(CELL as usize);
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                if stop.load(Ordering::Relaxed) || index >= self.requests.len() + self.zeros.len()
-                {
+                if stop.load(Ordering::Relaxed) || index >= self.requests.len() + self.zeros.len() {
                     return Ok(());
                 }
                 let mut reader = Reader {
@@ -346,10 +355,7 @@ impl Reader<'_> {
                 }
             }
         }
-        self.lane
-            .slot
-            .progress
-            .advanced(Phase::Verify, len as u64)
+        self.lane.slot.progress.advanced(Phase::Verify, len as u64)
     }
 
     fn compare_zeros(&mut self, range: &Range<u64>) -> Result<()> {
@@ -383,9 +389,7 @@ impl Reader<'_> {
     /// Reads a block to index `at` of the buffer; false, and noted, if it cannot be read.
     fn read_block(&mut self, block: &Range<u64>, at: usize) -> Result<bool> {
         let count = (block.end - block.start) as usize;
-        let outcome = self
-            .lane
-            .read(block.start, &mut self.buf[at..at + count]);
+        let outcome = self.lane.read(block.start, &mut self.buf[at..at + count]);
         let mut found = lock(self.found);
         match outcome {
             Ok(()) => {
@@ -482,8 +486,7 @@ fn rewrite(
 
 fn refine(wrong: &mut [Difference], seen: &HashMap<u64, Class>) {
     for difference in wrong {
-        if let (Class::Other, Some(class)) = (difference.class, seen.get(&difference.range.start))
-        {
+        if let (Class::Other, Some(class)) = (difference.class, seen.get(&difference.range.start)) {
             difference.class = *class;
         }
     }

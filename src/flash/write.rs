@@ -57,7 +57,10 @@ impl Cell {
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.ranges.iter().map(|range| range.end - range.start).sum()
+        self.ranges
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum()
     }
 }
 

@@ -95,7 +95,9 @@ fn digest(fs: &Ext4, path: &PathBuf, meta: &Metadata) -> Result<String, Ext4Erro
     let mut sha = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     while left > 0 {
-        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let wanted = buffer
+            .len()
+            .min(usize::try_from(left).unwrap_or(usize::MAX));
         let count = file.read_bytes(&mut buffer[..wanted])?;
         if count == 0 {
             break;
