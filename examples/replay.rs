@@ -1,4 +1,5 @@
-//! Recovers an ext4 image in place: `replay IMAGE`. A tool for `scripts/crash-matrix`.
+//! Recovers an ext4 image in place: `replay [--journal-only] IMAGE`. A tool for
+//! `scripts/crash-matrix`.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -6,6 +7,7 @@ use std::process::ExitCode;
 
 use pishrink::error::{Error, Result};
 use pishrink::ext4::journal::replay;
+use pishrink::ext4::orphan::finish_orphans;
 use pishrink::ext4::superblock::Super;
 use pishrink::io::{ReadAt, WriteAt};
 
@@ -31,7 +33,7 @@ impl WriteAt for Image {
     }
 }
 
-fn run(path: &str) -> Result<()> {
+fn run(path: &str, journal_only: bool) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(|error| Error::io("opening", error))?;
     let len = file
@@ -41,19 +43,34 @@ fn run(path: &str) -> Result<()> {
     let image = Image(file, len);
     let fs = Super::read(&image)?.ok_or_else(|| Error::usage("no ext4 filesystem"))?;
     let replayed = replay(&fs, &image)?;
-    println!(
+    print!(
         "needed={} transactions={} blocks={}",
         replayed.needed, replayed.transactions, replayed.blocks
     );
-    replayed.overlay.commit(&image, 0..0, &mut |_, _| Ok(()))
+    if journal_only {
+        println!();
+        return replayed.overlay.commit(&image, 0..0, &mut |_, _| Ok(()));
+    }
+    let view = replayed.overlay.over(&image);
+    let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext4 after replay"))?;
+    let orphans = finish_orphans(&fs, &view, 0)?;
+    println!(
+        " deleted={} truncated={}",
+        orphans.deleted, orphans.truncated
+    );
+    let flat = replayed.overlay.then(&orphans.overlay);
+    flat.commit(&image, 0..0, &mut |_, _| Ok(()))
 }
 
 fn main() -> ExitCode {
-    let Some(path) = std::env::args().nth(1) else {
-        eprintln!("usage: replay IMAGE");
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    let path = words.pop();
+    let journal_only = words == ["--journal-only"];
+    let Some(path) = path.filter(|_| words.is_empty() || journal_only) else {
+        eprintln!("usage: replay [--journal-only] IMAGE");
         return ExitCode::from(2);
     };
-    match run(&path) {
+    match run(&path, journal_only) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{:?}: {}", error.kind(), error.one_line());

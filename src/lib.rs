@@ -1,6 +1,7 @@
 //! pishrink: a small, sound image from an SD card, and a full card from an image.
 
 pub mod bmap;
+pub mod capture;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod codec;
@@ -11,5 +12,7 @@ pub mod fat;
 pub mod flash;
 pub mod io;
 pub mod partition;
+pub mod pipeline;
 pub mod progress;
 pub mod units;
+pub mod volume;

@@ -1,10 +1,303 @@
-//! `pishrink capture`.
+//! `pishrink capture`: a card or raw image in, a small image out.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::{Value, json};
 
 use super::args::Capture;
 use super::exit::Exit;
-use super::render::Screen;
-use crate::error::{Error, Result};
+use super::render::{Screen, human_seconds};
+use crate::capture::{
+    self, CapturePlan, Captured, ImagePaths, PartitionSummary, PlanOptions, RunOptions, Sink,
+    Summary, Unpacked,
+};
+use crate::codec::Codec;
+use crate::device::{self, SourceFile, SourceOptions, Target};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::human_bytes;
 
-pub fn run(_: &Capture, _: &Screen) -> Result<Exit> {
-    Err(Error::unsupported("capture is not there yet"))
+pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
+    let begun = Instant::now();
+    let codec = codec(args)?;
+    let paths = (args.image != Path::new("-")).then(|| ImagePaths::new(&args.image));
+    match &paths {
+        Some(paths) if !args.dry_run => paths.check(args.force)?,
+        Some(_) => {}
+        None => screen.take_stdout(),
+    }
+    let source_options = SourceOptions {
+        allow_mounted: args.allow_mounted,
+    };
+    let source = Opened::open(&args.source, &source_options, paths.as_ref(), screen)?;
+    if let Some(paths) = &paths {
+        refuse_own_output(&source.file, &args.source, paths)?;
+    }
+    let options = PlanOptions {
+        headroom: args.headroom,
+        shrink: !args.no_shrink,
+        force_raw: args.force_raw,
+    };
+    let plan = capture::plan(&source.file, &options, screen)?;
+    if args.dry_run {
+        let text = plan_text(&plan.summary);
+        screen.result(&text, &json!({ "plan": plan.summary }));
+        return Ok(Exit::Done);
+    }
+    let options = RunOptions {
+        codec,
+        level: args.level,
+        threads: args.threads,
+        with_bmap: paths.is_some() && !args.no_bmap,
+    };
+    let captured = match &paths {
+        Some(paths) => {
+            if codec == Codec::Raw {
+                check_room(paths, plan.summary.room_needed())?;
+            }
+            capture::capture_to_file(&plan, &source.file, paths, &options, args.force, screen)?
+        }
+        None => {
+            let mut sink = Sink::Stream(Box::new(std::io::stdout()));
+            capture::run(&plan, &source.file, &mut sink, &options, screen)?
+        }
+    };
+    let seconds = begun.elapsed().as_secs_f64();
+    let text = done_text(&plan, &captured, paths.as_ref(), codec, seconds);
+    let object = done_object(&plan, &captured, paths.as_ref(), codec, seconds);
+    screen.result(&text, &object);
+    Ok(Exit::Done)
+}
+
+/// A source that can be read at any place; a packed one lies unpacked in a temporary file.
+pub(super) struct Opened {
+    pub(super) file: SourceFile,
+    /// Dropped, and with it the file removed, after `file` is closed.
+    _unpacked: Option<Unpacked>,
+}
+
+impl Opened {
+    pub(super) fn open(
+        path: &Path,
+        options: &SourceOptions,
+        output: Option<&ImagePaths>,
+        screen: &Screen,
+    ) -> Result<Self> {
+        let file = device::open_source(path, options)?;
+        if file.info().is_some() || capture::packed_as(path)? == Codec::Raw {
+            return Ok(Self {
+                file,
+                _unpacked: None,
+            });
+        }
+        let beside = match output {
+            Some(paths) => paths.image.clone(),
+            None => std::env::temp_dir().join(format!("pishrink-{}", std::process::id())),
+        };
+        let unpacked = capture::unpack(path, &beside, screen)?;
+        Ok(Self {
+            file: device::open_source(unpacked.path(), options)?,
+            _unpacked: Some(unpacked),
+        })
+    }
+}
+
+fn codec(args: &Capture) -> Result<Codec> {
+    let by_name = || Codec::from_extension(&args.image).unwrap_or(Codec::Raw);
+    let codec = args.format.unwrap_or_else(by_name);
+    if !codec.can_write() {
+        return Err(Error::usage(format!("{codec} images are only read"))
+            .with_hint("name the image .img, .img.xz, .img.gz or .img.zst"));
+    }
+    if let Some(level) = args.level
+        && !codec.levels().contains(&level)
+    {
+        let levels = codec.levels();
+        let (least, most) = (levels.start(), levels.end());
+        return Err(Error::usage(match codec {
+            Codec::Raw => "raw images have no level".to_owned(),
+            _ => format!("{codec} has levels {least} to {most}, not {level}"),
+        }));
+    }
+    Ok(codec)
+}
+
+/// Refuses to write into what is being read.
+fn refuse_own_output(source: &SourceFile, path: &Path, paths: &ImagePaths) -> Result<()> {
+    for output in [&paths.image, &paths.bmap] {
+        if device::is_same_file(path, output)? {
+            return Err(
+                Error::refused(format!("{} is the source itself", output.display()))
+                    .with_hint("name another file for the image"),
+            );
+        }
+    }
+    if let Some(info) = source.info() {
+        let folder = paths.folder().canonicalize().map_err(|error| {
+            Error::io(format!("looking for {}", paths.folder().display()), error)
+        })?;
+        if device::target_holds(&Target::Device(info.clone()), &folder)? {
+            return Err(Error::refused(format!(
+                "{} lies on the card that is being read",
+                paths.image.display()
+            ))
+            .with_hint("write the image to another disk"));
+        }
+    }
+    Ok(())
+}
+
+fn check_room(paths: &ImagePaths, needed: u64) -> Result<()> {
+    let free = device::free_space(paths.folder())?;
+    if needed <= free {
+        return Ok(());
+    }
+    let folder = paths.folder().display();
+    let (needed, free) = (human_bytes(needed), human_bytes(free));
+    Err(Error::new(
+        ErrorKind::NoSpace,
+        format!("the image needs {needed}, and {folder} has only {free} free"),
+    )
+    .with_hint("write to another disk, or compressed (.img.zst, .img.xz)"))
+}
+
+/// Describes what capture would make, for people.
+pub(super) fn plan_text(summary: &Summary) -> String {
+    let mut text = format!(
+        "{}, {} of it in use\n",
+        summary.sizes(),
+        human_bytes(summary.mapped_bytes)
+    );
+    add_partitions(&mut text, summary);
+    text
+}
+
+fn add_partitions(text: &mut String, summary: &Summary) {
+    for part in &summary.partitions {
+        for line in partition_lines(part) {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    for note in &summary.notes {
+        let _ = writeln!(text, "note: {note}");
+    }
+}
+
+/// The lines about one partition.
+fn partition_lines(part: &PartitionSummary) -> Vec<String> {
+    let label = match &part.label {
+        Some(label) => format!(" {:?}", device::safety::sanitize(label)),
+        None => String::new(),
+    };
+    let name = match part.number {
+        0 => format!("{}{label}", part.filesystem),
+        number => format!("partition {number}: {}{label}", part.filesystem),
+    };
+    let size = human_bytes(part.range.len());
+    let mut lines = vec![match (part.shrunk, part.new_range == part.range) {
+        (true, _) => format!("{name}, {size} -> {}", human_bytes(part.new_range.len())),
+        (_, true) => format!("{name}, {size}, stays"),
+        (_, false) => format!(
+            "{name}, {size}, moves from byte {} to byte {}",
+            part.range.start, part.new_range.start
+        ),
+    }];
+    let facts = &part.facts;
+    if facts.opaque {
+        lines.push("copied whole".into());
+    }
+    if let Some(ext) = &facts.ext {
+        if ext.moved_blocks > 0 || ext.moved_inodes > 0 {
+            lines.push(format!(
+                "{} blocks and {} inodes move",
+                ext.moved_blocks, ext.moved_inodes
+            ));
+        }
+        if ext.transactions_replayed > 0 {
+            lines.push(format!(
+                "journal replayed: {} transactions",
+                ext.transactions_replayed
+            ));
+        }
+        if ext.orphans_deleted > 0 || ext.orphans_truncated > 0 {
+            lines.push(format!(
+                "orphans finished: {} deleted, {} cut",
+                ext.orphans_deleted, ext.orphans_truncated
+            ));
+        }
+        lines.extend(
+            ext.repairs
+                .iter()
+                .map(|repair| format!("put right: {repair}")),
+        );
+        if !ext.features_in_the_way.is_empty() {
+            lines.push(format!(
+                "keeps its size because of {}",
+                ext.features_in_the_way.join(", ")
+            ));
+        }
+    }
+    lines.extend(facts.notes.iter().cloned());
+    for line in &mut lines[1..] {
+        line.insert_str(0, "    ");
+    }
+    lines
+}
+
+fn done_text(
+    plan: &CapturePlan,
+    captured: &Captured,
+    paths: Option<&ImagePaths>,
+    codec: Codec,
+    seconds: f64,
+) -> String {
+    let mut text = String::new();
+    let rate = plan.summary.mapped_bytes as f64 / seconds.max(0.001);
+    let name = match paths {
+        Some(paths) => device::safety::sanitize(&paths.image.display().to_string()),
+        None => "standard output".into(),
+    };
+    let packed = match codec {
+        Codec::Raw => String::new(),
+        _ => format!(" ({codec}: {})", human_bytes(captured.file_bytes)),
+    };
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{name}: {}{packed} in {}, {}/s",
+        plan.summary.sizes(),
+        human_seconds(seconds),
+        human_bytes(rate as u64)
+    );
+    add_partitions(&mut text, &plan.summary);
+    if codec != Codec::Raw {
+        let _ = writeln!(text, "sha256 of the file:     {}", captured.file_sha256);
+    }
+    let _ = writeln!(text, "sha256 of the contents: {}", captured.content_sha256);
+    text
+}
+
+fn done_object(
+    plan: &CapturePlan,
+    captured: &Captured,
+    paths: Option<&ImagePaths>,
+    codec: Codec,
+    seconds: f64,
+) -> Value {
+    let with_bmap = paths.filter(|_| captured.bmap.is_some());
+    json!({
+        "image": paths.map(|paths| text_of(&paths.image)),
+        "bmap": with_bmap.map(|paths| text_of(&paths.bmap)),
+        "format": codec,
+        "file_bytes": captured.file_bytes,
+        "file_sha256": captured.file_sha256,
+        "content_sha256": captured.content_sha256,
+        "seconds": seconds,
+        "plan": plan.summary,
+    })
+}
+
+fn text_of(path: &PathBuf) -> String {
+    path.display().to_string()
 }

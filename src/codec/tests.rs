@@ -435,6 +435,13 @@ fn a_failing_sink_is_reported() {
 }
 
 #[test]
+fn both_may_move_to_other_threads() {
+    fn assert_send<T: Send>() {}
+    assert_send::<Decoder>();
+    assert_send::<Encoder<fs::File>>();
+}
+
+#[test]
 fn names_and_levels() {
     for codec in Codec::ALL {
         assert_eq!(Codec::from_name(codec.name()), Some(codec));

@@ -16,8 +16,16 @@ use plist::{Dictionary, Value};
 use super::{Bus, DeviceInfo, Volume};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Mounting one of these, or a folder below one, makes a disk part of the running system.
-const SYSTEM_PLACES: [&str; 6] = ["/System", "/private", "/Users", "/usr", "/opt", "/nix"];
+/// Mounting one of these, or a folder so many levels below one, makes a disk part of the running system.
+const SYSTEM_PLACES: [(&str, usize); 7] = [
+    ("/", 0),
+    ("/System", usize::MAX),
+    ("/private/var/vm", 0),
+    ("/Users", 1),
+    ("/usr", usize::MAX),
+    ("/opt", 0),
+    ("/nix", usize::MAX),
+];
 
 /// All disks with their parts, from `diskutil list -plist`.
 #[derive(Debug)]
@@ -217,8 +225,11 @@ impl Layout {
             .flat_map(|disk| disk.parts.iter().chain([&disk.whole]))
             .flat_map(|part| &part.mount_points)
             .any(|place| {
-                place == Path::new("/")
-                    || SYSTEM_PLACES.iter().any(|system| place.starts_with(system))
+                SYSTEM_PLACES.iter().any(|(system, levels)| {
+                    place
+                        .strip_prefix(system)
+                        .is_ok_and(|below| below.components().count() <= *levels)
+                })
             })
     }
 }

@@ -16,8 +16,8 @@ use rustix::mount::UnmountFlags;
 
 use super::open::expect_device;
 use super::sysfs::Snapshot;
+use super::unix::{NO_WAIT, is_errno, locked, open_with};
 pub(super) use super::unix::{free_space, is_same_file, make_sparse, path_kind, read_at, write_at};
-use super::unix::{is_errno, locked, open_with};
 use super::{Access, AlignedBuf, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, Result};
 
@@ -192,7 +192,7 @@ pub(super) fn open_file(path: &Path, access: Access) -> Result<Opened> {
     }
     let mut file = None;
     if direct {
-        match open_with(path, access, OFlags::DIRECT).and_then(probe_direct) {
+        match open_with(path, access, NO_WAIT | OFlags::DIRECT).and_then(probe_direct) {
             Ok(opened) => file = Some(opened),
             Err(error) if is_errno(&error, Errno::INVAL) => {
                 direct = false;
@@ -205,7 +205,7 @@ pub(super) fn open_file(path: &Path, access: Access) -> Result<Opened> {
     }
     let file = match file {
         Some(file) => file,
-        None => open_with(path, access, OFlags::empty()).map_err(fail)?,
+        None => open_with(path, access, NO_WAIT).map_err(fail)?,
     };
     if access == Access::Read {
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);

@@ -19,8 +19,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::diskutil::{Info, Layout, whole_name};
 use super::open::expect_device;
+use super::unix::{NO_WAIT, is_errno, locked, open_with};
 pub(super) use super::unix::{free_space, is_same_file, make_sparse, read_at, write_at};
-use super::unix::{is_errno, locked, open_with};
 use super::{Access, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -212,7 +212,7 @@ pub(super) fn open_device(info: &DeviceInfo, access: Access) -> Result<Opened> {
 pub(super) fn open_file(path: &Path, access: Access) -> Result<Opened> {
     let fail = |error| explain(error, "open", path);
     let mut notes = Vec::new();
-    let file = open_with(path, access, OFlags::empty()).map_err(fail)?;
+    let file = open_with(path, access, NO_WAIT).map_err(fail)?;
     if access != Access::Read {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Err(locked(path)),

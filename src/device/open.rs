@@ -180,7 +180,7 @@ pub fn open_source(path: &Path, options: &SourceOptions) -> Result<SourceFile> {
 /// What a target's path turned out to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Target {
-    Device(DeviceInfo),
+    Device(Box<DeviceInfo>),
     /// A regular file, which stands for a card of its size.
     File(PathBuf),
 }
@@ -202,7 +202,7 @@ impl Target {
 pub fn resolve_target(path: &Path) -> Result<Target> {
     match kind_of(path)? {
         PathKind::File => Ok(Target::File(path.to_owned())),
-        PathKind::Device => Ok(Target::Device(describe(path)?)),
+        PathKind::Device => Ok(Target::Device(Box::new(describe(path)?))),
         PathKind::Unfit(what) => Err(unfit(path, what)),
     }
 }

@@ -15,23 +15,28 @@ use std::path::{Path, PathBuf};
 
 use super::{Bus, DeviceInfo, Volume};
 
-/// Mounting one of these, or a folder below one, makes a disk part of the running system. The last ones
-/// are where live systems and read-only roots keep the medium they run from.
-const SYSTEM_PLACES: [&str; 13] = [
-    "/usr",
-    "/boot",
-    "/efi",
-    "/var",
-    "/home",
-    "/etc",
-    "/opt",
-    "/snap",
-    "/nix",
-    "/cdrom",
-    "/run/live",
-    "/run/initramfs",
-    "/media/root-ro",
+/// Mounting one of these, or a folder so many levels below one, makes a disk part of the running system.
+/// The last ones are where live systems and read-only roots keep the medium they run from.
+const SYSTEM_PLACES: [(&str, usize); 14] = [
+    ("/", 0),
+    ("/usr", usize::MAX),
+    ("/boot", usize::MAX),
+    ("/efi", usize::MAX),
+    ("/etc", usize::MAX),
+    ("/var", usize::MAX),
+    // A user's own folder; what he mounts in it may well be a card.
+    ("/home", 1),
+    ("/opt", 0),
+    ("/snap", usize::MAX),
+    ("/nix", usize::MAX),
+    ("/cdrom", 0),
+    ("/run/live", usize::MAX),
+    ("/run/initramfs", usize::MAX),
+    ("/media/root-ro", 0),
 ];
+
+/// Below `/var`, and yet places to mount anything.
+const FREE_PLACES: [&str; 3] = ["/var/run/media", "/var/mnt", "/var/tmp"];
 
 /// Device numbers, as in `8:16`.
 type Number = (u32, u32);
@@ -88,14 +93,17 @@ impl Snapshot {
     }
 
     /// Returns all whole disks but those that are never a medium: RAM disks, optical drives, the
-    /// boot areas of eMMC, loop devices without a file.
+    /// boot areas of eMMC, loop and network devices with nothing behind them.
     pub(super) fn disks(&self) -> Vec<DeviceInfo> {
         let mut disks: Vec<_> = self
             .nodes
             .values()
             .filter(|node| node.parent.is_none() && is_disk(&node.name))
             .map(|node| self.device(node))
-            .filter(|info| info.bus != Bus::Loop || info.backing_file.is_some())
+            .filter(|info| match info.bus {
+                Bus::Loop => info.backing_file.is_some(),
+                _ => info.size > 0 || !info.name.starts_with("nbd"),
+            })
             .collect();
         // sdb before sdaa, loop2 before loop10.
         disks.sort_by_key(|info| (info.name.len(), info.name.clone()));
@@ -344,7 +352,7 @@ fn is_disk(name: &str) -> bool {
         && name
             .trim_end_matches(|c: char| c.is_ascii_digit())
             .ends_with("boot");
-    let unfit = ["ram", "zram", "sr", "fd", "nbd", "mtdblock"]
+    let unfit = ["ram", "zram", "sr", "fd", "mtdblock"]
         .into_iter()
         .any(numbered);
     !(unfit || boot_area || (name.starts_with("mmcblk") && name.ends_with("rpmb")))
@@ -428,7 +436,12 @@ fn node_path(name: &str) -> PathBuf {
 }
 
 fn is_system_place(place: &Path) -> bool {
-    place == Path::new("/") || SYSTEM_PLACES.iter().any(|system| place.starts_with(system))
+    !FREE_PLACES.iter().any(|free| place.starts_with(free))
+        && SYSTEM_PLACES.iter().any(|(system, levels)| {
+            place
+                .strip_prefix(system)
+                .is_ok_and(|below| below.components().count() <= *levels)
+        })
 }
 
 /// Returns a small file's text without surrounding blanks, or `None` if there is none.
@@ -490,6 +503,7 @@ fn unescape(text: &str) -> String {
 #[cfg(all(test, unix))]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
 
@@ -499,8 +513,10 @@ mod tests {
     }
 
     impl Tree {
-        fn new(name: &str) -> Self {
-            let name = format!("pishrink-sysfs-{}-{name}", std::process::id());
+        fn new() -> Self {
+            static COUNT: AtomicU32 = AtomicU32::new(0);
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("pishrink-sysfs-{}-{number}", std::process::id());
             let root = std::env::temp_dir().join(name);
             let _ = fs::remove_dir_all(&root);
             fs::create_dir_all(root.join("class/block")).unwrap();
@@ -552,7 +568,7 @@ mod tests {
     /// A laptop: LUKS on NVMe with LVM in it, a USB card reader with a mounted card and an empty slot, a
     /// built-in card slot, soldered eMMC, a loop device and what is never listed.
     fn laptop() -> Tree {
-        let tree = Tree::new("laptop");
+        let tree = Tree::new();
         let sdb = format!("{USB}/2-1:1.0/host6/target6:0:0/6:0:0:0/block/sdb");
         tree.write(&format!("{USB}/bDeviceClass"), "00");
         tree.write(&format!("{USB}/serial"), "000000000819");
@@ -674,6 +690,7 @@ mod tests {
             1 << 20,
             &[("loop/backing_file", "/media/card/b.img")],
         );
+        tree.add(&loops("nbd0"), "43:0", 0, &[]);
         for (name, dev) in [("zram0", "253:0"), ("ram0", "1:0"), ("sr0", "11:0")] {
             tree.add(&loops(name), dev, 1 << 30, &[]);
         }
@@ -686,7 +703,7 @@ mod tests {
 29 27 0:25 / /proc rw - proc proc rw
 31 27 8:17 / /media/my\\040card rw,nosuid shared:4 - vfat /dev/sdb1 rw
 32 27 8:18 / /media/card ro,nosuid shared:5 - ext4 /dev/sdb2 rw
-33 27 8:18 /a /mnt/bind rw shared:5 - ext4 /dev/sdb2 rw
+33 27 8:18 /a /mnt/bind ro shared:5 - ext4 /dev/sdb2 rw
 34 27 7:10 / /mnt/inner rw - ext4 /dev/loop10 rw
 35 27 179:1 / /media/slot ro - ext4 /dev/mmcblk0p1 ro
 broken line
@@ -830,6 +847,18 @@ Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority
                 .collect();
             assert_eq!(found, [system], "{mounts}{swaps}");
         }
+        for (place, system) in [
+            ("/home/me", true),
+            ("/home/me/card", false),
+            ("/opt/x", false),
+            ("/var/tmp/x", false),
+            ("/variable", false),
+            ("/mnt", false),
+            ("/run/media/me/usr", false),
+            ("/boot/firmware", true),
+        ] {
+            assert_eq!(is_system_place(Path::new(place)), system, "{place}");
+        }
         let idle = tree
             .snapshot(&line("8:17", "/media/usr", "/dev/sdb1"), header)
             .disks();
@@ -860,8 +889,40 @@ Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority
     }
 
     #[test]
+    fn a_raid_has_partitions_of_its_own() {
+        let tree = Tree::new();
+        let (disk, raid) = (
+            "devices/x/ata1/host0/block/sda",
+            "devices/virtual/block/md127",
+        );
+        tree.add(disk, "8:0", 1 << 30, &[]);
+        tree.add(
+            &format!("{disk}/sda1"),
+            "8:1",
+            1 << 29,
+            &[("partition", "1")],
+        );
+        tree.hold(&format!("{disk}/sda1"), "md127");
+        tree.add(raid, "9:127", 1 << 29, &[]);
+        tree.add(
+            &format!("{raid}/md127p1"),
+            "259:5",
+            1 << 28,
+            &[("partition", "1")],
+        );
+        let mounts = "1 1 259:5 / /srv rw - ext4 /dev/md127p1 rw\n";
+        let disks = tree.snapshot(mounts, "").disks();
+        let sda = named(&disks, "sda");
+        assert_eq!((sda.bus, sda.system), (Bus::Sata, false));
+        assert_eq!(sda.volumes[0].mount_points, [PathBuf::from("/srv")]);
+        assert_eq!(sda.volumes[0].in_use_by.as_deref(), Some("md127"));
+        let disks = tree.snapshot(&mounts.replace("/srv", "/"), "").disks();
+        assert!(named(&disks, "sda").system);
+    }
+
+    #[test]
     fn hostile_trees_end() {
-        let tree = Tree::new("hostile");
+        let tree = Tree::new();
         let folder = "devices/virtual/block/dm-0";
         tree.add(
             folder,

@@ -11,6 +11,9 @@ use rustix::io::Errno;
 use super::{Access, PathKind};
 use crate::error::Error;
 
+/// For files: never wait for a pipe that took the file's place. (Drives would open without a medium.)
+pub(super) const NO_WAIT: OFlags = OFlags::NONBLOCK;
+
 /// Returns how many bytes this user can still write to the file system of `dir`.
 pub(super) fn free_space(dir: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(dir)?;
@@ -46,8 +49,6 @@ pub(super) fn path_kind(path: &Path) -> io::Result<PathKind> {
 }
 
 pub(super) fn open_with(path: &Path, access: Access, flags: OFlags) -> io::Result<File> {
-    // Never wait for a pipe that took the file's place; it makes no difference for files and disks.
-    let flags = flags | OFlags::NONBLOCK;
     OpenOptions::new()
         .read(true)
         .write(access != Access::Read)

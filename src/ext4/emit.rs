@@ -9,10 +9,12 @@ use super::bitmap::set_bits;
 use super::checksum::{Checksums, crc32c};
 use super::dir;
 use super::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
-use super::inode::{EA_INODE_FL, INLINE_DATA_FL, Inode, RESIZE_INO};
+use super::inode::{BAD_INO, EA_INODE_FL, INLINE_DATA_FL, Inode, RESIZE_INO};
 use super::map::{MapKind, build_pointers, build_tree};
 use super::metadata::{InodeRecord, Metadata};
+use super::orphan::QuotaDelta;
 use super::plan::{FilePlan, ResizePlan, parts};
+use super::quota;
 use super::raw::put32;
 use super::superblock::{
     COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, INCOMPAT_EA_INODE, INCOMPAT_MMP, INCOMPAT_RECOVER,
@@ -51,6 +53,7 @@ pub fn emit(
     metadata: &Metadata,
     view: &dyn ReadAt,
     form: Form,
+    quota_deltas: &[QuotaDelta],
 ) -> Result<Emitted> {
     let mut emitter = Emitter {
         plan,
@@ -62,15 +65,21 @@ pub fn emit(
         groups: plan.groups.clone(),
         slots: BTreeMap::new(),
         unstored: Vec::new(),
+        quota_deltas: quota_deltas.to_vec(),
     };
     if form == Form::Image {
         emitter.zero_free_blocks();
     }
     emitter.move_blocks();
+    if form == Form::Image {
+        emitter.zero_unwritten();
+        emitter.forget_bad_blocks()?;
+    }
     emitter.inode_tables();
     emitter.files()?;
     emitter.references()?;
     emitter.xattr_blocks()?;
+    emitter.quota()?;
     emitter.orphan_file()?;
     emitter.journal()?;
     emitter.mmp()?;
@@ -127,6 +136,7 @@ struct Emitter<'a> {
     slots: BTreeMap<InodeNr, Inode>,
     /// Blocks in use that need not be stored: (first, length).
     unstored: Vec<(BlockNr, u64)>,
+    quota_deltas: Vec<QuotaDelta>,
 }
 
 impl Emitter<'_> {
@@ -165,6 +175,38 @@ impl Emitter<'_> {
         for &(old, len, new) in self.plan.blocks.runs() {
             self.overlay.set_base(new * size, len * size, old * size);
         }
+    }
+
+    /// Leaves out what was preallocated and never written: it reads as zeros whatever it holds.
+    fn zero_unwritten(&mut self) {
+        let geometry = &self.plan.geometry;
+        for record in &self.metadata.inodes {
+            for extent in self.metadata.extents(record) {
+                if !extent.is_unwritten() {
+                    continue;
+                }
+                for (start, len) in self
+                    .plan
+                    .blocks
+                    .pieces(extent.start, u64::from(extent.len()))
+                {
+                    self.overlay.set_zero(geometry.bytes(start, len));
+                    self.unstored.push((start, len));
+                }
+            }
+        }
+    }
+
+    /// Empties the bad-blocks inode: its list is about the old card.
+    fn forget_bad_blocks(&mut self) -> Result<()> {
+        if self.metadata.has_bad_blocks {
+            let slot = self.slot(BAD_INO)?;
+            slot.i_block_mut().fill(0);
+            slot.set_size(0);
+            slot.set_i_blocks_lo(0);
+            slot.set_i_blocks_high(0);
+        }
+        Ok(())
     }
 
     /// Keeps the slots in use where a table stays, brings them along where it moves, and makes
@@ -248,7 +290,16 @@ impl Emitter<'_> {
             let slot = self.slot(record.number)?;
             if blocks != record.blocks_512 {
                 slot.set_blocks_512(&new_fs, blocks);
+                let delta = QuotaDelta {
+                    uid: slot.uid(),
+                    gid: slot.gid(),
+                    projid: slot.projid(),
+                    inodes: 0,
+                    bytes: (blocks as i64 - record.blocks_512 as i64).saturating_mul(512),
+                };
+                self.quota_deltas.push(delta);
             }
+            let slot = self.slot(record.number)?;
             if record.file_acl != 0 {
                 slot.set_file_acl(&new_fs, file_acl);
             }
@@ -353,6 +404,14 @@ impl Emitter<'_> {
                 xattr::update_checksum(&self.new_fs, place, &mut bytes);
                 self.put_block(place, bytes);
             }
+        }
+        Ok(())
+    }
+
+    fn quota(&mut self) -> Result<()> {
+        let edits = quota::apply(self.metadata, self.view, &self.quota_deltas)?;
+        for (block, bytes) in edits {
+            self.put_block(self.plan.blocks.of(block), bytes);
         }
         Ok(())
     }

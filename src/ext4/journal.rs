@@ -8,12 +8,16 @@
 //!   costs a few megabytes.
 //! - Block numbers are held against the device, not against the superblock on disk: that one is
 //!   older than the journal, and a card pulled during its first boot may have grown in between.
+//! - Fast commits are found, but not replayed: they name directory entries, and to insert those
+//!   takes free blocks before the bitmaps can be trusted.
 //! - Damage is refused where the kernel refuses to mount. A log that just ends is not damage.
 
 mod crc32_be;
 mod log;
 mod scan;
 mod superblock;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,6 +25,7 @@ use self::log::Log;
 use self::scan::{Scan, Tag, revoked_blocks, scan};
 use self::superblock::{LogChecksums, MAGIC};
 use super::checksum::crc32c;
+use super::raw::{le16, le32};
 use super::superblock::{
     COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, MAGIC as EXT_MAGIC, RO_COMPAT_METADATA_CSUM,
     STATE_ERRORS, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super, Superblock,
@@ -101,7 +106,7 @@ fn empty_journal(fs: &Super, device: &dyn ReadAt, replay: &mut Replay) -> Result
     let end = match scan(&mut log) {
         Ok(scan) => {
             if replay.needed {
-                if log.superblock.has_fast_commit() {
+                if log.superblock.has_fast_commit() && holds_fast_commits(&mut log, scan.end)? {
                     return Err(Error::unsupported(
                         "ext4: the journal holds fast commits (feature fast_commit)",
                     )
@@ -173,6 +178,19 @@ fn revocations(log: &mut Log<'_>, scan: &Scan) -> Result<HashMap<BlockNr, Option
         }
     }
     Ok(revoked)
+}
+
+/// Do the blocks behind the log continue it with fast commits? They start with a HEAD tag: tag and
+/// length in 16 bits each, features, transaction id; little-endian, unlike the log.
+fn holds_fast_commits(log: &mut Log<'_>, end: u32) -> Result<bool> {
+    const TAG_HEAD: u16 = 9;
+    // The kernel leaves one block between the log and them.
+    let first = log.superblock.last() + 1;
+    if first >= log.superblock.s_maxlen() {
+        return Ok(false);
+    }
+    let block = log.read(first)?;
+    Ok(le16(block, 0) == TAG_HEAD && le32(block, 8) == end)
 }
 
 /// Is transaction `a` later than `b`? Ids wrap around.

@@ -274,6 +274,9 @@ impl Metadata {
         }
         if number == BAD_INO {
             self.has_bad_blocks = inode.i_block().iter().any(|&byte| byte != 0);
+            if self.has_bad_blocks {
+                findings.repaired("the list of bad blocks is about this card and is left out");
+            }
             return Ok(());
         }
         if inode.i_links_count() == 0 {

@@ -12,9 +12,13 @@ pub mod inode_table;
 pub mod journal;
 pub mod map;
 pub mod metadata;
+pub mod orphan;
 pub mod plan;
+pub mod quota;
 pub mod raw;
 pub mod superblock;
+#[cfg(test)]
+mod test_image;
 mod usage;
 pub mod xattr;
 
@@ -26,6 +30,7 @@ use emit::{Form, emit};
 use findings::Findings;
 use group_desc::GroupTable;
 use metadata::Metadata;
+use orphan::QuotaDelta;
 use plan::{NoFit, ResizePlan, minimum};
 use superblock::{
     COMPAT_SPARSE_SUPER2, INCOMPAT_META_BG, RO_COMPAT_BIGALLOC, SUPERBLOCK_OFFSET, Super,
@@ -56,6 +61,8 @@ pub struct Ext4 {
     /// Recovery's changes, over the device.
     overlay: Overlay,
     contents: Contents,
+    /// What finished orphans no longer use.
+    quota_deltas: Vec<QuotaDelta>,
 }
 
 #[derive(Debug)]
@@ -120,14 +127,24 @@ impl Ext4 {
             )));
         }
         let replay = journal::replay(&fs, device)?;
-        let overlay = replay.overlay;
-        let recovery = Recovery {
+        let mut overlay = replay.overlay;
+        let mut recovery = Recovery {
             journal_was_dirty: replay.needed,
             transactions: replay.transactions,
             blocks: replay.blocks,
             ..Recovery::default()
         };
         let mut findings = Findings::default();
+        let mut quota_deltas = Vec::new();
+        if !needs_bitmaps(&fs.superblock) {
+            let view = overlay.over(device);
+            let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
+            let orphans = orphan::finish_orphans(&fs, &view, 0)?;
+            recovery.orphans_deleted = orphans.deleted;
+            recovery.orphans_truncated = orphans.truncated;
+            quota_deltas = orphans.quota_deltas;
+            overlay = overlay.then(&orphans.overlay);
+        }
         let view = overlay.over(device);
         let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
         let contents = if needs_bitmaps(&fs.superblock) {
@@ -149,6 +166,7 @@ impl Ext4 {
             fs,
             overlay,
             contents,
+            quota_deltas,
         })
     }
 
@@ -158,13 +176,7 @@ impl Ext4 {
 
     /// Lists the features with which the filesystem has to keep its size, by name.
     pub fn features_in_the_way(&self) -> Vec<String> {
-        let mut names = self.fs.superblock.features_in_the_way();
-        if let Contents::Known(metadata) = &self.contents
-            && metadata.has_bad_blocks
-        {
-            names.push("a list of bad blocks".into());
-        }
-        names
+        self.fs.superblock.features_in_the_way()
     }
 
     /// Returns the filesystem's size in bytes.
@@ -213,7 +225,13 @@ impl Ext4 {
             }
         }
         .map_err(no_fit)?;
-        let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::Image)?;
+        let emitted = emit(
+            &plan,
+            metadata,
+            &self.overlay.over(device),
+            Form::Image,
+            &self.quota_deltas,
+        )?;
         let size = plan.geometry.block_size;
         Ok(Image {
             overlay: self.overlay.then(&emitted.overlay),
@@ -287,6 +305,11 @@ impl Ext4 {
             }));
         };
         self.refuse_features()?;
+        if metadata.has_bad_blocks {
+            return Err(Error::unsupported(
+                "ext4 with a list of bad blocks cannot be resized in place",
+            ));
+        }
         let geometry = &self.fs.geometry;
         let blocks = new_len / geometry.block_size;
         if blocks < geometry.blocks_count {
@@ -299,7 +322,13 @@ impl Ext4 {
             ));
         }
         let plan = minimum::plan_growth(metadata, blocks).map_err(no_fit)?;
-        let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::InPlace)?;
+        let emitted = emit(
+            &plan,
+            metadata,
+            &self.overlay.over(device),
+            Form::InPlace,
+            &self.quota_deltas,
+        )?;
         let descriptors = geometry.first_data_block + 1 + plan.geometry.desc_blocks;
         Ok(Growth {
             overlay: self.overlay.then(&emitted.overlay),

@@ -119,6 +119,7 @@ class Inode:
 class Fs:
     def __init__(self, buf):
         self.buf = buf
+        self.unwritten, self.unwritten_paths = set(), set()
         self.reload()
 
     def reload(self):
@@ -524,9 +525,11 @@ class Fs:
                 yield raw[at + 8:at + 8 + name_len], number, kind if self.incompat & FILETYPE else 0
             at += length
 
-    def tree(self, strict_dirs=False):
+    def tree(self):
         """Returns {path: fields}: what each name shows, or `error=...` where it cannot be read."""
         out, done, stack, first = {}, {}, [(b"/", 2)], {}
+        self.unwritten = set()  # inodes with unwritten extents
+        self.unwritten_paths = set()
         ancestors = set()
         while stack:
             path, number = stack.pop()
@@ -538,6 +541,8 @@ class Fs:
                 out[path] = "error=directory reached twice"
                 continue
             out[path] = done[number]
+            if number in self.unwritten:
+                self.unwritten_paths.add(path)
             if not done[number].startswith("type=4000"):
                 first.setdefault(number, []).append(path)
                 continue
@@ -602,7 +607,10 @@ class Fs:
     def shape(self, inode):
         """Written and unwritten ranges, merged, hashed."""
         merged = []
-        for logical, _, length, unwritten in sorted(self.map(inode)[0]):
+        extents = sorted(self.map(inode)[0])
+        if any(e[3] for e in extents):
+            self.unwritten.add(inode.number)
+        for logical, _, length, unwritten in extents:
             if merged and merged[-1][1] == logical and merged[-1][2] == unwritten:
                 merged[-1][1] = logical + length
             else:

@@ -116,7 +116,7 @@ impl JournalSuperblock {
         }
         let fast_commit = journal.fast_commit_blocks();
         let last = journal.s_maxlen().checked_sub(fast_commit);
-        if journal.s_first() == 0 || last.is_none_or(|last| last < journal.s_first() + 2) {
+        if journal.s_first() == 0 || last.is_none_or(|last| last <= journal.s_first()) {
             return bad(format!(
                 "s_first is {} of {} blocks ({fast_commit} of them for fast commits)",
                 journal.s_first(),

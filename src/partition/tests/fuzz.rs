@@ -282,7 +282,7 @@ fn entries_that_are_not_believed() {
 #[test]
 fn an_unreadable_copy_is_a_damaged_one() {
     for size in [512, 4096] {
-        let bad = [size..size + 1].into_iter().collect();
+        let bad = std::iter::once(size..size + 1).collect();
         let disk = FaultyDisk::new(gpt_seed(size)).with_bad_reads(bad);
         let table = PartitionTable::read(&disk).unwrap().unwrap();
         assert_eq!((table.sector_size(), table.partitions().len()), (size, 3));

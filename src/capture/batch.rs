@@ -1,0 +1,272 @@
+//! Stretches of the image in memory, filled from the source in ascending order.
+
+use crate::error::Result;
+use crate::io::{Overlay, ReadAt, Source};
+
+/// Bytes of data that one batch holds at the most.
+pub const BATCH: usize = 16 << 20;
+
+/// Zeros cost no memory; this bounds how long one batch keeps a stage busy.
+const MOST_ZEROS: u64 = 1 << 30;
+
+/// Neighbouring pieces of the source that go to different places are read together up to this.
+const TOGETHER: usize = 4 << 20;
+
+/// A stretch of the image: consecutive pieces.
+pub struct Batch {
+    buffer: Vec<u8>,
+    pieces: Vec<Piece>,
+}
+
+/// Consecutive bytes of the image, either in memory or zeros.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Piece {
+    start: u64,
+    len: u64,
+    /// Where in the buffer; `None` for zeros.
+    at: Option<usize>,
+}
+
+/// What a stage sees of a piece.
+pub enum Bytes<'a> {
+    Data(&'a [u8]),
+    Zeros(u64),
+}
+
+impl Batch {
+    pub fn new() -> Self {
+        Self {
+            buffer: vec![0; BATCH],
+            pieces: Vec::new(),
+        }
+    }
+
+    /// Lists what is in it: offset in the image, and bytes.
+    pub fn pieces(&self) -> impl Iterator<Item = (u64, Bytes<'_>)> {
+        self.pieces.iter().map(|piece| {
+            let bytes = match piece.at {
+                // OK: pieces in memory lie in the buffer.
+                Some(at) => Bytes::Data(&self.buffer[at..at + piece.len as usize]),
+                None => Bytes::Zeros(piece.len),
+            };
+            (piece.start, bytes)
+        })
+    }
+
+    /// Returns the number of bytes of the image in it.
+    pub fn len(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.len).sum()
+    }
+
+    fn push(&mut self, piece: Piece) {
+        if let Some(last) = self.pieces.last_mut()
+            && last.at.map(|at| at + last.len as usize) == piece.at
+        {
+            last.len += piece.len;
+            return;
+        }
+        self.pieces.push(piece);
+    }
+}
+
+/// A part of the source that goes into the buffer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Wanted {
+    from: u64,
+    at: usize,
+    len: usize,
+}
+
+/// Fills one batch after the other.
+pub struct Filler<'a> {
+    overlay: &'a Overlay,
+    source: &'a dyn ReadAt,
+    position: u64,
+    scratch: Vec<u8>,
+}
+
+impl<'a> Filler<'a> {
+    pub fn new(overlay: &'a Overlay, source: &'a dyn ReadAt) -> Self {
+        Self {
+            overlay,
+            source,
+            position: 0,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Fills `batch` with the image's next bytes; false at its end.
+    ///
+    /// # Errors
+    /// What the source fails with.
+    pub fn fill(&mut self, batch: &mut Batch) -> Result<bool> {
+        batch.pieces.clear();
+        let mut wanted: Vec<Wanted> = Vec::new();
+        let mut filled = 0;
+        let mut zeros = 0;
+        let overlay = self.overlay;
+        for segment in overlay.segments(self.position..overlay.len()) {
+            let room = match segment.source {
+                Source::Zero => MOST_ZEROS - zeros,
+                _ => (batch.buffer.len() - filled) as u64,
+            };
+            let len = segment.len.min(room);
+            if len == 0 {
+                break;
+            }
+            let at = match &segment.source {
+                Source::Zero => {
+                    zeros += len;
+                    None
+                }
+                Source::Bytes(bytes, index) => {
+                    // OK: no longer than the buffer's rest.
+                    let part = &mut batch.buffer[filled..filled + len as usize];
+                    part.copy_from_slice(&bytes[*index..*index + len as usize]);
+                    Some(filled)
+                }
+                Source::Base(from) => {
+                    wanted.push(Wanted {
+                        from: *from,
+                        at: filled,
+                        len: len as usize,
+                    });
+                    Some(filled)
+                }
+            };
+            if at.is_some() {
+                filled += len as usize;
+            }
+            batch.push(Piece {
+                start: segment.start,
+                len,
+                at,
+            });
+            self.position += len;
+            if len < segment.len {
+                break;
+            }
+        }
+        self.read(&mut batch.buffer, wanted)?;
+        Ok(!batch.pieces.is_empty())
+    }
+
+    /// Reads all parts in the order of the source, neighbours in one request.
+    fn read(&mut self, buffer: &mut [u8], mut wanted: Vec<Wanted>) -> Result<()> {
+        wanted.sort_unstable();
+        let mut rest = wanted.as_slice();
+        while let Some(&first) = rest.first() {
+            let mut count = 1;
+            let mut len = first.len;
+            let mut straight = true;
+            while let Some(next) = rest.get(count)
+                && next.from == first.from + len as u64
+            {
+                let follows = next.at == first.at + len;
+                if !(straight && follows) && len + next.len > TOGETHER {
+                    break;
+                }
+                straight &= follows;
+                len += next.len;
+                count += 1;
+            }
+            if straight {
+                self.read_padded(first.from, &mut buffer[first.at..first.at + len])?;
+            } else {
+                let mut scratch = std::mem::take(&mut self.scratch);
+                scratch.resize(len, 0);
+                self.read_padded(first.from, &mut scratch)?;
+                let mut done = 0;
+                for part in &rest[..count] {
+                    buffer[part.at..part.at + part.len]
+                        .copy_from_slice(&scratch[done..done + part.len]);
+                    done += part.len;
+                }
+                self.scratch = scratch;
+            }
+            rest = &rest[count..];
+        }
+        Ok(())
+    }
+
+    /// Past the end of the source there are zeros, as everywhere in overlays.
+    fn read_padded(&self, from: u64, buf: &mut [u8]) -> Result<()> {
+        let there = self.source.len().saturating_sub(from).min(buf.len() as u64) as usize;
+        if there > 0 {
+            self.source.read_exact_at(from, &mut buf[..there])?;
+        }
+        buf[there..].fill(0);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Result;
+    use crate::io::memory::MemoryDisk;
+    use std::sync::Mutex;
+
+    struct Recording {
+        disk: MemoryDisk,
+        reads: Mutex<Vec<(u64, usize)>>,
+    }
+
+    impl ReadAt for Recording {
+        fn len(&self) -> u64 {
+            self.disk.len()
+        }
+        fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+            self.reads.lock().unwrap().push((offset, buf.len()));
+            self.disk.read_exact_at(offset, buf)
+        }
+    }
+
+    #[test]
+    fn a_batch_reads_ascending_and_joins_neighbours() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|n| (n / 7) as u8).collect();
+        let disk = Recording {
+            disk: MemoryDisk::from(bytes),
+            reads: Mutex::new(Vec::new()),
+        };
+        let mut overlay = Overlay::new(90_000);
+        overlay.set_base(0, 1000, 50_000);
+        overlay.set_base(1000, 1000, 20_000);
+        overlay.set_base(2000, 1000, 51_000);
+        overlay.set_zero(3000..5000);
+        overlay.set_bytes(5000, vec![9; 10]);
+        overlay.set_base(5010, 84_990, 5010);
+        let mut filler = Filler::new(&overlay, &disk);
+        let mut batch = Batch::new();
+        let mut image = Vec::new();
+        while filler.fill(&mut batch).unwrap() {
+            for (start, bytes) in batch.pieces() {
+                assert_eq!(start, image.len() as u64);
+                match bytes {
+                    Bytes::Data(data) => image.extend_from_slice(data),
+                    Bytes::Zeros(len) => image.resize(image.len() + len as usize, 0),
+                }
+            }
+        }
+        let expected = overlay.over(&disk.disk).read_vec_at(0, 90_000).unwrap();
+        assert_eq!(image, expected);
+        let reads = disk.reads.into_inner().unwrap();
+        assert_eq!(reads, [(5010, 84_990), (20_000, 1000), (50_000, 2000)]);
+    }
+
+    #[test]
+    fn long_zeros_and_data_are_cut_at_their_bounds() {
+        let disk = MemoryDisk::new(40 << 20);
+        let mut overlay = Overlay::new(5 << 30);
+        overlay.set_zero(40 << 20..5 << 30);
+        let mut filler = Filler::new(&overlay, &disk);
+        let mut batch = Batch::new();
+        let mut lens = Vec::new();
+        while filler.fill(&mut batch).unwrap() {
+            lens.push(batch.len());
+        }
+        assert_eq!(lens.iter().sum::<u64>(), 5 << 30);
+        assert_eq!(lens[0], BATCH as u64);
+        assert!(lens.iter().all(|&len| len <= MOST_ZEROS + BATCH as u64));
+    }
+}

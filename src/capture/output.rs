@@ -1,0 +1,177 @@
+//! The image's files: written under another name, synced, renamed, or gone.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::plan::CapturePlan;
+use super::run::{Captured, RunOptions, Sink, run};
+use crate::error::{Error, Result};
+use crate::io::ReadAt;
+use crate::progress::Progress;
+
+/// The names that an image takes up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImagePaths {
+    pub image: PathBuf,
+    /// The image's whole name and `.bmap`: where bmaptool looks first.
+    pub bmap: PathBuf,
+}
+
+impl ImagePaths {
+    pub fn new(image: impl Into<PathBuf>) -> Self {
+        let image = image.into();
+        let bmap = with_suffix(&image, ".bmap");
+        Self { image, bmap }
+    }
+
+    /// Refuses names that are taken, unless `force`, and what is no file in any case.
+    ///
+    /// # Errors
+    /// `Refused`, or `Io` if a name cannot be looked at.
+    pub fn check(&self, force: bool) -> Result<()> {
+        for path in [&self.image, &self.bmap] {
+            let place = path.display();
+            match fs::metadata(path) {
+                Ok(found) if !found.is_file() => {
+                    return Err(Error::refused(format!("{place} is not a file"))
+                        .with_hint("capture writes image files; flash writes cards"));
+                }
+                Ok(_) if !force => {
+                    return Err(Error::refused(format!("{place} exists already"))
+                        .with_hint("--force replaces it"));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io(format!("looking at {place}"), error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the folder that the files go to.
+    pub fn folder(&self) -> &Path {
+        folder_of(&self.image)
+    }
+}
+
+/// Writes the image and its block map beside it. A failure leaves nothing behind, and what was
+/// there before untouched.
+///
+/// # Errors
+/// `Refused` if a name is taken and not `force`; else as [`run`].
+pub fn capture_to_file(
+    plan: &CapturePlan,
+    source: &dyn ReadAt,
+    paths: &ImagePaths,
+    options: &RunOptions,
+    force: bool,
+    progress: &dyn Progress,
+) -> Result<Captured> {
+    paths.check(force)?;
+    let (image, file) = Partial::create(&paths.image)?;
+    let mut sink = Sink::File(file);
+    let captured = run(plan, source, &mut sink, options, progress)?;
+    progress.started(crate::progress::Phase::Sync, None)?;
+    if let Sink::File(file) = &sink {
+        image.sync(file)?;
+    }
+    drop(sink);
+    let map = match &captured.bmap {
+        Some(bmap) => {
+            let (map, mut file) = Partial::create(&paths.bmap)?;
+            file.write_all(bmap.to_xml().as_bytes())
+                .map_err(|error| Error::io(format!("writing {}", map.path.display()), error))?;
+            map.sync(&file)?;
+            Some(map)
+        }
+        None => None,
+    };
+    progress.finished(crate::progress::Phase::Sync)?;
+    // An old map must never lie beside the new image.
+    match fs::remove_file(&paths.bmap) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let what = format!("removing the old {}", paths.bmap.display());
+            return Err(Error::io(what, error));
+        }
+        _ => {}
+    }
+    image.publish(&paths.image)?;
+    if let Some(map) = map {
+        map.publish(&paths.bmap)?;
+    }
+    // Not every system opens folders; the files are complete in any case.
+    if let Ok(folder) = File::open(paths.folder()) {
+        let _ = folder.sync_all();
+    }
+    Ok(captured)
+}
+
+/// A file that is removed unless it is published.
+#[derive(Debug)]
+pub(super) struct Partial {
+    path: PathBuf,
+    published: bool,
+}
+
+impl Partial {
+    /// Creates `path` with `.partial` behind its name, in place of what an earlier run left there.
+    pub(super) fn create(path: &Path) -> Result<(Self, File)> {
+        let path = with_suffix(path, ".partial");
+        let failed = |error| Error::io(format!("creating {}", path.display()), error);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(failed)?;
+        let partial = Self {
+            path,
+            published: false,
+        };
+        Ok((partial, file))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn sync(&self, file: &File) -> Result<()> {
+        file.sync_all()
+            .map_err(|error| Error::io(format!("writing out {}", self.path.display()), error))
+    }
+
+    fn publish(mut self, to: &Path) -> Result<()> {
+        fs::rename(&self.path, to)
+            .map_err(|error| Error::io(format!("renaming {}", self.path.display()), error))?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.published {
+            // There is nobody to tell; the error that led here is told.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}

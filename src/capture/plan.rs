@@ -1,0 +1,406 @@
+//! What the image will be: which bytes, from where, and what changes on the way.
+//!
+//! Decisions: an image always holds everything before the first partition (boot loaders live
+//! there) and the partition table; of each partition what its filesystem uses; nothing else.
+//! The last partition by position that is neither swap nor FAT is the one that shrinks, if it is
+//! ext; the swap and FAT partitions behind it move down.
+
+use serde::Serialize;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ext4::Target;
+use crate::io::{Overlay, RangeSet, ReadAt, Window};
+use crate::partition::{DiskLen, PartitionTable, TableKind};
+use crate::progress::{Event, Phase, Progress};
+use crate::units::{ByteRange, human_bytes, round_up};
+use crate::volume::{Content, Facts, Volume};
+
+/// Larger FAT partitions hold someone's data, and stay where they are.
+const LARGEST_MOVED: u64 = 8 << 30;
+
+/// A moved partition starts at a multiple of what its old start was a multiple of, within these.
+const LEAST_ALIGNMENT: u64 = 4096;
+const MOST_ALIGNMENT: u64 = 1 << 20;
+
+/// What is wanted of the image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PlanOptions {
+    /// Free bytes to leave in the shrunk filesystem, over its minimum.
+    pub headroom: u64,
+    /// Shrink the last partition; else every size stays, and so does the card's length.
+    pub shrink: bool,
+    /// Copy filesystems that are not sound whole, instead of refusing them.
+    pub force_raw: bool,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self {
+            headroom: 32 << 20,
+            shrink: true,
+            force_raw: false,
+        }
+    }
+}
+
+/// An image, planned down to the byte.
+#[derive(Clone, Debug)]
+pub struct CapturePlan {
+    /// The image over the source. What is not in `mapped` is zeros.
+    pub overlay: Overlay,
+    /// Bytes of the image that a card must hold.
+    pub mapped: RangeSet,
+    pub summary: Summary,
+}
+
+/// What a user is told about the plan.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    pub source_bytes: u64,
+    pub image_bytes: u64,
+    /// Bytes of the image that are not known to be free.
+    pub mapped_bytes: u64,
+    /// Of these, how many belong to what is copied whole, and may be zeros.
+    pub opaque_bytes: u64,
+    /// `None`: a filesystem without a table.
+    pub table: Option<TableKind>,
+    pub sector_size: u64,
+    pub disk_id: Option<String>,
+    pub partitions: Vec<PartitionSummary>,
+    pub notes: Vec<String>,
+}
+
+/// What a user is told about a partition. Labels and names are untrusted text.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartitionSummary {
+    /// 0 for a filesystem without a table.
+    pub number: u32,
+    pub part_uuid: Option<String>,
+    pub range: ByteRange,
+    pub new_range: ByteRange,
+    pub filesystem: String,
+    pub label: Option<String>,
+    pub uuid: Option<String>,
+    #[serde(flatten)]
+    pub facts: Facts,
+    /// Its filesystem was made smaller.
+    pub shrunk: bool,
+}
+
+/// A partition, or a disk without a table, and what it holds.
+struct Part {
+    number: u32,
+    part_uuid: Option<String>,
+    range: ByteRange,
+    volume: Volume,
+}
+
+impl CapturePlan {
+    /// Returns the image's length in bytes.
+    pub fn image_bytes(&self) -> u64 {
+        self.overlay.len()
+    }
+}
+
+/// Plans the image of `source`, which is only read.
+///
+/// # Errors
+/// `Unsound` if the table or a filesystem is damaged, naming it; `Unsupported` for a disk without
+/// partitions; `Cancelled` from `progress`; what the source fails with.
+pub fn plan(
+    source: &dyn ReadAt,
+    options: &PlanOptions,
+    progress: &dyn Progress,
+) -> Result<CapturePlan> {
+    let source = &Watched { source, progress };
+    if source.is_empty() {
+        return Err(Error::unsound("the source is empty"));
+    }
+    progress.started(Phase::Check, None)?;
+    let planned = match PartitionTable::read(source)? {
+        Some(table) => plan_disk(source, &table, options),
+        None => plan_bare(source, options),
+    }?;
+    progress.finished(Phase::Check)?;
+    Ok(planned)
+}
+
+fn plan_disk(
+    source: &dyn ReadAt,
+    table: &PartitionTable,
+    options: &PlanOptions,
+) -> Result<CapturePlan> {
+    let mut parts = Vec::new();
+    for (index, partition) in table.partitions().iter().enumerate() {
+        parts.push(Part {
+            number: partition.number,
+            part_uuid: table.part_uuid(index),
+            range: partition.range,
+            volume: Volume::identify(&Window::new(source, partition.range)?)?,
+        });
+    }
+    let Some(first) = parts.first() else {
+        return Err(Error::unsupported(
+            "the partition table has no partitions: there is nothing to capture",
+        ));
+    };
+    let before_first = first.range.start;
+    let shrinks = if options.shrink {
+        shrinking(&parts)
+    } else {
+        None
+    };
+    let mut contents = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let target = match shrinks == Some(index) {
+            true => Target::Headroom(options.headroom),
+            false => Target::Keep,
+        };
+        contents.push(content(part, source, target, options)?);
+    }
+    let ranges = match shrinks {
+        Some(index) => closed_up(table, &parts, index, &contents[index])?,
+        None => parts.iter().map(|part| part.range).collect(),
+    };
+    let (mut overlay, tables) = if options.shrink {
+        let changes: Vec<_> = ranges.iter().copied().enumerate().collect();
+        let layout = table.relayout(source, &changes, DiskLen::Minimal)?;
+        (layout.overlay, layout.table.table_ranges())
+    } else {
+        (Overlay::new(source.len()), table.table_ranges())
+    };
+    let mut mapped = RangeSet::new();
+    mapped.insert(0..before_first);
+    for range in tables {
+        mapped.insert(range.start..range.end);
+    }
+    for ((part, content), range) in parts.iter().zip(&contents).zip(&ranges) {
+        place(&mut overlay, &mut mapped, content, part.range, *range);
+    }
+    let mut summary = Summary {
+        source_bytes: source.len(),
+        image_bytes: 0,
+        mapped_bytes: 0,
+        opaque_bytes: 0,
+        table: Some(table.kind()),
+        sector_size: table.sector_size(),
+        disk_id: Some(table.disk_id()),
+        partitions: Vec::new(),
+        notes: table.warnings().to_vec(),
+    };
+    if options.shrink && shrinks.is_none() {
+        summary.notes.push(why_not(&parts));
+    }
+    for ((part, content), range) in parts.into_iter().zip(contents).zip(ranges) {
+        summary.partitions.push(summarise(part, content, range));
+    }
+    Ok(finish(overlay, mapped, summary))
+}
+
+fn plan_bare(source: &dyn ReadAt, options: &PlanOptions) -> Result<CapturePlan> {
+    let range = ByteRange::new(0, source.len());
+    let part = Part {
+        number: 0,
+        part_uuid: None,
+        range,
+        volume: Volume::identify(source)?,
+    };
+    let shrinks = options.shrink && matches!(part.volume, Volume::Ext(_));
+    let target = match shrinks {
+        true => Target::Headroom(options.headroom),
+        false => Target::Keep,
+    };
+    let content = content(&part, source, target, options)?;
+    let len = match shrinks {
+        true => content.overlay.len(),
+        false => source.len(),
+    };
+    let new_range = ByteRange::new(0, len);
+    let mut overlay = Overlay::new(len);
+    let mut mapped = RangeSet::new();
+    place(&mut overlay, &mut mapped, &content, range, new_range);
+    let summary = Summary {
+        source_bytes: source.len(),
+        image_bytes: 0,
+        mapped_bytes: 0,
+        opaque_bytes: 0,
+        table: None,
+        sector_size: 512,
+        disk_id: None,
+        partitions: vec![summarise(part, content, new_range)],
+        notes: vec!["there is no partition table: one filesystem takes up all of it".into()],
+    };
+    Ok(finish(overlay, mapped, summary))
+}
+
+/// Returns which partition shrinks: the last one that does not move for another, if it is ext.
+fn shrinking(parts: &[Part]) -> Option<usize> {
+    let index = parts.iter().rposition(|part| !can_move(part))?;
+    matches!(parts[index].volume, Volume::Ext(_)).then_some(index)
+}
+
+fn can_move(part: &Part) -> bool {
+    match part.volume {
+        Volume::Swap(_) => true,
+        Volume::Fat(_) => part.range.len() <= LARGEST_MOVED,
+        Volume::Ext(_) | Volume::Opaque(_) => false,
+    }
+}
+
+fn why_not(parts: &[Part]) -> String {
+    match parts.iter().rfind(|part| !can_move(part)) {
+        Some(part) => format!(
+            "nothing is shrunk: the last partition that could be, number {}, holds {}, not ext",
+            part.number,
+            part.volume.name()
+        ),
+        None => "nothing is shrunk: there is no ext2, ext3 or ext4 partition".into(),
+    }
+}
+
+fn content(
+    part: &Part,
+    source: &dyn ReadAt,
+    target: Target,
+    options: &PlanOptions,
+) -> Result<Content> {
+    let window = Window::new(source, part.range)?;
+    match part.volume.content(&window, target) {
+        Err(error) if error.kind() == ErrorKind::Unsound && options.force_raw => {
+            let mut content = Content::whole(window.len());
+            content.facts.clean = false;
+            content
+                .facts
+                .notes
+                .push(format!("saved block by block: {}", error.one_line()));
+            Ok(content)
+        }
+        Err(error) if part.number > 0 => {
+            let label = part.volume.label().map(|label| format!(" {label:?}"));
+            let label = label.unwrap_or_default();
+            let name = part.volume.name();
+            Err(error.within(format!("partition {} ({name}{label})", part.number)))
+        }
+        other => other,
+    }
+}
+
+/// Returns the places of all partitions when the one at `index` ends with `shrunk`, and those
+/// behind it follow.
+fn closed_up(
+    table: &PartitionTable,
+    parts: &[Part],
+    index: usize,
+    shrunk: &Content,
+) -> Result<Vec<ByteRange>> {
+    let unit = table.sector_size();
+    let too_far = || Error::internal("a partition would end beyond 2^64");
+    let mut end = 0;
+    let mut ranges = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        let range = if at < index || (at == index && is_kept(shrunk)) {
+            part.range
+        } else if at == index {
+            let len = round_up(shrunk.overlay.len(), unit).ok_or_else(too_far)?;
+            ByteRange::at(part.range.start, len.min(part.range.len())).ok_or_else(too_far)?
+        } else {
+            let alignment = 1 << part.range.start.trailing_zeros().min(63);
+            let alignment = unit.max(u64::clamp(alignment, LEAST_ALIGNMENT, MOST_ALIGNMENT));
+            let start = round_up(end + table.lead_in(at), alignment).ok_or_else(too_far)?;
+            let start = start.min(part.range.start);
+            ByteRange::at(start, part.range.len()).ok_or_else(too_far)?
+        };
+        end = range.end;
+        ranges.push(range);
+    }
+    Ok(ranges)
+}
+
+/// Does the filesystem keep its size because of its features?
+fn is_kept(content: &Content) -> bool {
+    content
+        .facts
+        .ext
+        .as_ref()
+        .is_none_or(|ext| !ext.features_in_the_way.is_empty())
+}
+
+/// Puts what came from `old` at `new`.
+fn place(
+    overlay: &mut Overlay,
+    mapped: &mut RangeSet,
+    content: &Content,
+    old: ByteRange,
+    new: ByteRange,
+) {
+    overlay.merge(&content.overlay.rebase(new.start, old.start, overlay.len()));
+    for range in content.stored.iter() {
+        mapped.insert(new.start + range.start..new.start + range.end);
+    }
+}
+
+fn summarise(part: Part, content: Content, new_range: ByteRange) -> PartitionSummary {
+    PartitionSummary {
+        number: part.number,
+        part_uuid: part.part_uuid,
+        range: part.range,
+        new_range,
+        filesystem: part.volume.name(),
+        label: part.volume.label(),
+        uuid: part.volume.uuid(),
+        shrunk: new_range.len() < part.range.len(),
+        facts: content.facts,
+    }
+}
+
+fn finish(mut overlay: Overlay, mapped: RangeSet, mut summary: Summary) -> CapturePlan {
+    let len = overlay.len();
+    for gap in mapped.gaps(0..len) {
+        overlay.set_zero(gap);
+    }
+    let opaque = summary.partitions.iter().filter(|part| part.facts.opaque);
+    summary.opaque_bytes = opaque.map(|part| part.range.len()).sum();
+    summary.image_bytes = len;
+    summary.mapped_bytes = mapped.total();
+    CapturePlan {
+        overlay,
+        mapped,
+        summary,
+    }
+}
+
+impl Summary {
+    /// Returns the most that a sparse image takes up on its disk, as far as that is known.
+    pub fn room_needed(&self) -> u64 {
+        self.mapped_bytes.saturating_sub(self.opaque_bytes)
+    }
+
+    /// Returns card and image size in a few words.
+    pub fn sizes(&self) -> String {
+        format!(
+            "{} -> {}",
+            human_bytes(self.source_bytes),
+            human_bytes(self.image_bytes)
+        )
+    }
+}
+
+/// A source whose every read asks whether to go on: checking a filesystem takes seconds.
+struct Watched<'a> {
+    source: &'a dyn ReadAt,
+    progress: &'a dyn Progress,
+}
+
+impl ReadAt for Watched<'_> {
+    fn len(&self) -> u64 {
+        self.source.len()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.progress.event(Event::Advanced {
+            phase: Phase::Check,
+            bytes: buf.len() as u64,
+        })?;
+        self.source.read_exact_at(offset, buf)
+    }
+}
