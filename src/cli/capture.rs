@@ -137,7 +137,7 @@ fn refuse_own_output(source: &SourceFile, path: &Path, paths: &ImagePaths) -> Re
         let folder = paths.folder().canonicalize().map_err(|error| {
             Error::io(format!("looking for {}", paths.folder().display()), error)
         })?;
-        if device::target_holds(&Target::Device(info.clone()), &folder)? {
+        if device::target_holds(&Target::Device(Box::new(info.clone())), &folder)? {
             return Err(Error::refused(format!(
                 "{} lies on the card that is being read",
                 paths.image.display()

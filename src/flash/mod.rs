@@ -9,10 +9,12 @@
 //! mebibyte is zeros from before the first write until all else has been read back, so whatever
 //! stops a flash, the card does not look bootable.
 
+mod check;
 mod classify;
 mod digest;
 #[cfg(test)]
 mod faulty;
+pub mod grow;
 mod lane;
 mod plan;
 mod probe;
@@ -30,7 +32,9 @@ use std::ops::Range;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+pub use check::{Checked, check};
 pub use classify::{Class, Difference};
+pub use grow::{ExpandPlan, ExpandTo, Expansion};
 pub use plan::{BLOCK, CELL, FlashPlan, HEAD, PIECE};
 pub use source::{FileSource, ImageReader, ImageSource, StreamSource};
 pub use target::{Card, Slot};
@@ -56,6 +60,8 @@ pub struct Options {
     pub wipe: bool,
     /// Discard (or wipe) also what lies behind the image.
     pub tail: bool,
+    /// What the last partition grows to, if it does, once the card is complete.
+    pub expand: Option<ExpandTo>,
     /// After so long without an answer, a card is named.
     pub stall: Duration,
     /// After so long without an answer, a card is given up, so that the others go on.
@@ -69,6 +75,7 @@ impl Default for Options {
             probe: true,
             wipe: false,
             tail: true,
+            expand: None,
             stall: Duration::from_secs(8),
             give_up: Duration::from_secs(180),
         }
@@ -91,7 +98,9 @@ pub struct CardReport {
     pub verification: Option<Verification>,
     /// Is the card complete: everything on it, the first block too?
     pub published: bool,
-    /// Why not.
+    /// What was expanded.
+    pub expansion: Option<Expansion>,
+    /// Why it is not complete; or, if it is, why it is not expanded.
     pub error: Option<Error>,
 }
 
@@ -293,6 +302,17 @@ impl Run<'_> {
             report.verification = Some(verification);
         }
         report.published = true;
+        if let Some(to) = self.options.expand {
+            let expanded = ExpandPlan::new(lane, to).and_then(|plan| {
+                plan.run(lane.slot.card, progress)
+            });
+            report.expansion = Some(expanded.map_err(|error| {
+                error.within(format!(
+                    "{} has the whole image, but is not expanded",
+                    lane.slot.name
+                ))
+            })?);
+        }
         Ok(())
     }
 }

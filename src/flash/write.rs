@@ -81,10 +81,10 @@ pub(super) struct Written {
 }
 
 /// A stretch of the image, just unpacked.
-struct Unpacked {
-    start: u64,
-    len: usize,
-    buf: AlignedBuf,
+pub(super) struct Unpacked {
+    pub(super) start: u64,
+    pub(super) len: usize,
+    pub(super) buf: AlignedBuf,
 }
 
 /// Writes the image to all lanes that live. `first` is what was read of it already, less than
@@ -156,7 +156,7 @@ pub(super) fn write_all(
 }
 
 /// Reads what the plan wants, cell by cell. Returns the image's length.
-fn read_cells(
+pub(super) fn read_cells(
     reader: &mut dyn ImageReader,
     first: (AlignedBuf, usize),
     plan: &FlashPlan,
@@ -303,14 +303,14 @@ fn zero_runs(range: &Range<u64>, bytes: &[u8], runs: &mut Vec<(Range<u64>, bool)
 }
 
 /// The checksums of a block map, fed with the image from its start on.
-struct RangeCheck<'a> {
+pub(super) struct RangeCheck<'a> {
     map: &'a Bmap,
     next: usize,
     hash: Sha256,
 }
 
 impl<'a> RangeCheck<'a> {
-    fn new(map: &'a Bmap) -> Self {
+    pub(super) fn new(map: &'a Bmap) -> Self {
         Self {
             map,
             next: 0,
@@ -318,7 +318,7 @@ impl<'a> RangeCheck<'a> {
         }
     }
 
-    fn update(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
+    pub(super) fn update(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
         let end = start + bytes.len() as u64;
         while let Some(range) = self.map.ranges.get(self.next) {
             let whole = self.map.bytes_of(range);
@@ -347,7 +347,7 @@ impl<'a> RangeCheck<'a> {
         Ok(())
     }
 
-    fn finish(&self, image_len: u64) -> Result<()> {
+    pub(super) fn finish(&self, image_len: u64) -> Result<()> {
         if self.next < self.map.ranges.len() || image_len != self.map.image_size {
             return Err(Error::unsound(format!(
                 "the block map is of an image of {} bytes, this one has {image_len}",
