@@ -122,8 +122,8 @@ impl Work<'_> {
             check.update(cell.start, &cell.buf[..cell.len])?;
         }
         for range in self.plan.written_within(cell.start..end) {
-            let bytes = &cell.buf
-                [(range.start - cell.start) as usize..(range.end - cell.start) as usize];
+            let bytes =
+                &cell.buf[(range.start - cell.start) as usize..(range.end - cell.start) as usize];
             if let Some(card) = self.card {
                 self.compare_range(card, &range, bytes)?;
             }

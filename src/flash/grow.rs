@@ -117,9 +117,8 @@ impl ExpandPlan {
             .len()
             .checked_sub(1)
             .ok_or_else(|| Error::unsupported("the partition table is empty"))?;
-        let stays = |&index: &usize| {
-            !volumes[index].moves_for_others(partitions[index].range.len())
-        };
+        let stays =
+            |&index: &usize| !volumes[index].moves_for_others(partitions[index].range.len());
         let grows = (0..=last).rev().find(stays).unwrap_or(last);
         let old = partitions[grows].range;
         let mut summary = Expansion {
@@ -167,7 +166,11 @@ impl ExpandPlan {
             let old = table.partitions()[*index].range;
             let window = Window::new(disk, old)?;
             // Onto the table's changes, which may zero where a backup was.
-            for range in volumes[*index].content(&window, Target::Keep)?.stored.iter() {
+            for range in volumes[*index]
+                .content(&window, Target::Keep)?
+                .stored
+                .iter()
+            {
                 let len = range.end - range.start;
                 overlay.set_base(new.start + range.start, len, old.start + range.start);
             }

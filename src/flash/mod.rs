@@ -303,9 +303,8 @@ impl Run<'_> {
         }
         report.published = true;
         if let Some(to) = self.options.expand {
-            let expanded = ExpandPlan::new(lane, to).and_then(|plan| {
-                plan.run(lane.slot.card, progress)
-            });
+            let expanded =
+                ExpandPlan::new(lane, to).and_then(|plan| plan.run(lane.slot.card, progress));
             report.expansion = Some(expanded.map_err(|error| {
                 error.within(format!(
                     "{} has the whole image, but is not expanded",
