@@ -14,6 +14,9 @@ use crate::ext4::{self, Ext4, Recovery};
 use crate::fat::Fat;
 use crate::io::{Overlay, RangeSet, ReadAt};
 
+/// Larger FAT partitions (in bytes) hold someone's data, and stay where they are.
+const LARGEST_MOVED: u64 = 8 << 30;
+
 /// What a partition, or a disk without a table, holds.
 #[derive(Clone, Debug)]
 pub enum Volume {
@@ -131,6 +134,16 @@ impl Volume {
             label: None,
             uuid: None,
         })
+    }
+
+    /// Does a partition of `len` bytes with this in it make room for the one before it? Those are
+    /// swap areas, and FATs small enough to be copied in a moment.
+    pub fn moves_for_others(&self, len: u64) -> bool {
+        match self {
+            Self::Swap(_) => true,
+            Self::Fat(_) => len <= LARGEST_MOVED,
+            Self::Ext(_) | Self::Opaque(_) => false,
+        }
     }
 
     /// Returns the filesystem's name as blkid and users write it.

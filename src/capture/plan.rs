@@ -15,9 +15,6 @@ use crate::progress::{Event, Phase, Progress};
 use crate::units::{ByteRange, human_bytes, round_up};
 use crate::volume::{Content, Facts, Volume};
 
-/// Larger FAT partitions hold someone's data, and stay where they are.
-const LARGEST_MOVED: u64 = 8 << 30;
-
 /// A moved partition starts at a multiple of what its old start was a multiple of, within these.
 const LEAST_ALIGNMENT: u64 = 4096;
 const MOST_ALIGNMENT: u64 = 1 << 20;
@@ -240,11 +237,7 @@ fn shrinking(parts: &[Part]) -> Option<usize> {
 }
 
 fn can_move(part: &Part) -> bool {
-    match part.volume {
-        Volume::Swap(_) => true,
-        Volume::Fat(_) => part.range.len() <= LARGEST_MOVED,
-        Volume::Ext(_) | Volume::Opaque(_) => false,
-    }
+    part.volume.moves_for_others(part.range.len())
 }
 
 fn why_not(parts: &[Part]) -> String {

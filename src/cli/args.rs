@@ -201,7 +201,7 @@ fn parse_format(text: &str) -> Result<crate::codec::Codec, String> {
         .ok_or_else(|| format!("{text:?} is not written; take raw, xz, gz or zst"))
 }
 
-fn parse_sha256(text: &str) -> Result<[u8; 32], String> {
+pub(super) fn parse_sha256(text: &str) -> Result<[u8; 32], String> {
     let wrong = || "a sha256 has 64 hexadecimal digits".to_owned();
     if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(wrong());

@@ -38,7 +38,7 @@ pub fn run(args: &Devices, screen: &Screen) -> Result<Exit> {
 }
 
 /// Adds the lines about one disk; names and labels are the device's own words.
-fn describe(text: &mut String, info: &DeviceInfo, hidden: Option<&str>) {
+pub(super) fn describe(text: &mut String, info: &DeviceInfo, hidden: Option<&str>) {
     let name: Vec<_> = [&info.vendor, &info.model]
         .into_iter()
         .flatten()

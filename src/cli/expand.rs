@@ -1,10 +1,79 @@
-//! `pishrink expand`.
+//! `pishrink expand`: the last partition of a card or an image, and its filesystem, grow in place.
 
-use super::args::Expand;
+use std::fmt::Write;
+
+use serde_json::json;
+
+use super::args::{self, Expand};
+use super::card::{self, Permissions};
 use super::exit::Exit;
+use super::flash::grown;
 use super::render::Screen;
+use crate::device::{self, SourceOptions};
 use crate::error::{Error, Result};
+use crate::flash::{ExpandPlan, ExpandTo, Expansion};
+use crate::units::human_bytes;
 
-pub fn run(_: &Expand, _: &Screen) -> Result<Exit> {
-    Err(Error::unsupported("expand is not there yet"))
+pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
+    let to = match args.size {
+        args::Expansion::Size(size) => ExpandTo::Size(size),
+        args::Expansion::Max => ExpandTo::Max,
+        args::Expansion::None => {
+            return Err(Error::usage("to expand to none makes no sense"));
+        }
+    };
+    if args.dry_run {
+        let source = device::open_source(&args.target, &SourceOptions::default())?;
+        let plan = ExpandPlan::new(&source, to)?;
+        screen.result(
+            &describe(plan.summary()),
+            &json!({ "plan": plan.summary() }),
+        );
+        return Ok(Exit::Done);
+    }
+    let permissions = Permissions {
+        yes: args.yes,
+        allow_any_device: args.allow_any_device,
+        image: None,
+    };
+    let targets = card::judge(std::slice::from_ref(&args.target), &permissions)?;
+    let devices: Vec<_> = targets
+        .iter()
+        .filter(|target| matches!(target, device::Target::Device(_)))
+        .collect();
+    let what = "Its last partition will grow in place.";
+    card::confirm(&devices, what, &permissions, screen)?;
+    let card = card::open(&targets[0], screen)?;
+    let expanded = ExpandPlan::new(&card, to).and_then(|plan| match plan.is_nothing() {
+        true => Ok(plan.summary().clone()),
+        false => plan.run(&card, screen),
+    });
+    card::release(card, screen);
+    let expanded = expanded?;
+    screen.result(&describe(&expanded), &json!({ "expansion": expanded }));
+    Ok(Exit::Done)
+}
+
+fn describe(expansion: &Expansion) -> String {
+    let mut text = String::new();
+    if let Some(number) = expansion.partition {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "partition {number}: ");
+    }
+    let _ = writeln!(text, "{}", grown(expansion));
+    if !expansion.moved.is_empty() {
+        let moved: Vec<_> = expansion.moved.iter().map(u32::to_string).collect();
+        let _ = writeln!(text, "moved to the end: partition {}", moved.join(", "));
+    }
+    if expansion.written > 0 {
+        let _ = writeln!(
+            text,
+            "{} written and read back",
+            human_bytes(expansion.written)
+        );
+    }
+    for note in &expansion.notes {
+        let _ = writeln!(text, "{note}");
+    }
+    text
 }

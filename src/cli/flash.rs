@@ -1,10 +1,197 @@
-//! `pishrink flash`.
+//! `pishrink flash`: an image to one or several cards.
 
-use super::args::Flash;
+use std::fmt::Write;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::args::{self, Flash};
+use super::card::{self, OpenCard, Permissions};
 use super::exit::Exit;
-use super::render::Screen;
+use super::image::{Image, Wishes};
+use super::render::{Screen, error_object, human_seconds};
+use crate::device::{self, Target};
 use crate::error::{Error, Result};
+use crate::flash::{self, CardReport, ExpandTo, Expansion, Options, Slot};
+use crate::units::human_bytes;
 
-pub fn run(_: &Flash, _: &Screen) -> Result<Exit> {
-    Err(Error::unsupported("flash is not there yet"))
+pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
+    let begun = Instant::now();
+    let wishes = Wishes {
+        bmap: args.bmap.as_deref(),
+        no_bmap: args.no_bmap,
+        sha256: args.sha256,
+    };
+    let image = Image::find(&args.image, &wishes, screen)?;
+    let permissions = Permissions {
+        yes: args.yes,
+        allow_any_device: args.allow_any_device,
+        image: image.path.as_deref(),
+    };
+    if let Some(path) = &image.path {
+        // Before anything is asked, created or unmounted.
+        std::fs::File::open(path)
+            .map_err(|error| Error::io(format!("cannot open {}", path.display()), error))?;
+    }
+    if let Some(size) = args.card_size {
+        for target in &args.targets {
+            device::create_card_file(target, size)?;
+        }
+    }
+    let targets = card::judge(&args.targets, &permissions)?;
+    if args.card_size.is_none() {
+        let targets: Vec<_> = targets.iter().collect();
+        let what = "Everything on it will be lost.";
+        card::confirm(&targets, what, &permissions, screen)?;
+    }
+    let cards: Vec<OpenCard> = targets
+        .iter()
+        .map(|target| card::open(target, screen))
+        .collect::<Result<_>>()?;
+    let reports = write(args, &image, &targets, &cards, screen);
+    for card in cards {
+        card::release(card, screen);
+    }
+    let reports = reports?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let text = table(&targets, &reports, seconds);
+    screen.result(&text, &object(&image, &targets, &reports, seconds));
+    let mut exit = Exit::Done;
+    for error in reports.iter().filter_map(|report| report.error.as_ref()) {
+        screen.complain(error);
+        if exit == Exit::Done {
+            exit = Exit::of(error);
+        }
+    }
+    Ok(exit)
+}
+
+fn write(
+    args: &Flash,
+    image: &Image,
+    targets: &[Target],
+    cards: &[OpenCard],
+    screen: &Screen,
+) -> Result<Vec<CardReport>> {
+    let names: Vec<_> = targets
+        .iter()
+        .map(|target| device::safety::sanitize(&target.path().to_string_lossy()))
+        .collect();
+    let lanes: Vec<_> = names.iter().map(|name| screen.lane(name)).collect();
+    let slots: Vec<_> = cards
+        .iter()
+        .zip(&names)
+        .zip(&lanes)
+        .map(|((card, name), lane)| Slot {
+            name: name.clone(),
+            card,
+            progress: lane,
+        })
+        .collect();
+    let expand = match args.expand {
+        args::Expansion::None => None,
+        args::Expansion::Max => Some(ExpandTo::Max),
+        args::Expansion::Size(size) => Some(ExpandTo::Size(size)),
+    };
+    let options = Options {
+        verify: !args.no_verify,
+        // A file has the room that it says.
+        probe: targets
+            .iter()
+            .any(|target| matches!(target, Target::Device(_))),
+        wipe: args.wipe,
+        // Who keeps the card's other partitions keeps what is behind the image.
+        tail: expand.is_some(),
+        expand,
+        ..Options::default()
+    };
+    flash::flash(&*image.source, image.map.as_ref(), &slots, &options)
+}
+
+/// One line for each card.
+fn table(targets: &[Target], reports: &[CardReport], seconds: f64) -> String {
+    let mut rows = vec![["card", "written", "read back", "expanded", "result"].map(String::from)];
+    for (target, report) in targets.iter().zip(reports) {
+        let read_back = match &report.verification {
+            Some(found) if report.is_verified() => human_bytes(found.bytes),
+            Some(found) => format!("{} places wrong", found.remaining.len()),
+            None => "-".into(),
+        };
+        let expanded = report.expansion.as_ref().map(grown);
+        rows.push([
+            device::safety::sanitize(&target.path().to_string_lossy()),
+            human_bytes(report.written),
+            read_back,
+            expanded.unwrap_or_else(|| "-".into()),
+            outcome(report),
+        ]);
+    }
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.max().unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<_> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    for report in reports {
+        for note in report.expansion.iter().flat_map(|grown| &grown.notes) {
+            let _ = writeln!(text, "{note}");
+        }
+    }
+    let _ = writeln!(text, "in {}", human_seconds(seconds));
+    text
+}
+
+fn outcome(report: &CardReport) -> String {
+    match (&report.error, report.published) {
+        (None, _) if report.is_verified() => "good".into(),
+        (None, _) => "written, not verified".into(),
+        (Some(_), true) => "written, not expanded".into(),
+        (Some(_), false) => "failed".into(),
+    }
+}
+
+/// Says in a few words what grew.
+pub(super) fn grown(expansion: &Expansion) -> String {
+    match (expansion.new_filesystem, expansion.old_filesystem) {
+        (Some(new), Some(old)) if new > old => {
+            format!("{} to {}", expansion.filesystem, human_bytes(new))
+        }
+        _ if expansion.new_partition > expansion.old_partition => {
+            format!("partition to {}", human_bytes(expansion.new_partition))
+        }
+        _ => "nothing to expand".into(),
+    }
+}
+
+fn object(image: &Image, targets: &[Target], reports: &[CardReport], seconds: f64) -> Value {
+    let cards: Vec<_> = targets
+        .iter()
+        .zip(reports)
+        .map(|(target, report)| {
+            json!({
+                "target": target.path(),
+                "card_bytes": report.card_len,
+                "image_bytes": report.image_len,
+                "written_bytes": report.written,
+                "discarded_bytes": report.discarded,
+                "wiped_bytes": report.wiped,
+                "verified": report.is_verified(),
+                "complete": report.published,
+                "verification": report.verification,
+                "expansion": report.expansion,
+                "error": report.error.as_ref().map(error_object),
+            })
+        })
+        .collect();
+    json!({ "image": image.name, "cards": cards, "seconds": seconds })
 }

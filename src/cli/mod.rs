@@ -2,10 +2,13 @@
 
 pub mod args;
 mod capture;
+mod card;
 mod devices;
+mod download;
 mod exit;
 mod expand;
 mod flash;
+mod image;
 mod inspect;
 mod interrupt;
 mod render;

@@ -50,17 +50,13 @@ impl Screen {
         self.stdout_taken.store(true, Ordering::Relaxed);
     }
 
-    pub fn interrupted(&self) -> bool {
-        self.interrupt.requested()
+    pub fn interrupt(&self) -> Interrupt {
+        self.interrupt
     }
 
     /// Is there a person to ask?
     pub fn can_ask(&self) -> bool {
         !self.global.json && self.terminal && std::io::stdin().is_terminal()
-    }
-
-    pub fn is_json(&self) -> bool {
-        self.global.json
     }
 
     /// A listener for one of several cards.
@@ -87,14 +83,14 @@ impl Screen {
     pub fn error(&self, error: &Error) {
         self.clear();
         if self.global.json {
-            let object = json!({ "error": {
-                "code": Exit::of(error) as u8,
-                "kind": format!("{:?}", error.kind()).to_lowercase(),
-                "message": clean(&error.one_line()),
-                "hint": error.hint().map(clean),
-            }});
+            let object = json!({ "error": error_object(error) });
             self.print(&format!("{object:#}"));
         }
+        self.complain(error);
+    }
+
+    /// Prints an error for a person only.
+    pub fn complain(&self, error: &Error) {
         let hint = error.hint().map(|hint| format!("; {hint}"));
         let line = format!("pishrink: {}{}", error.one_line(), hint.unwrap_or_default());
         // A closed standard error is no reason to fail.
@@ -206,6 +202,16 @@ impl Screen {
         }
         stretch
     }
+}
+
+/// An error as results tell it.
+pub fn error_object(error: &Error) -> Value {
+    json!({
+        "code": Exit::of(error) as u8,
+        "kind": format!("{:?}", error.kind()).to_lowercase(),
+        "message": clean(&error.one_line()),
+        "hint": error.hint().map(clean),
+    })
 }
 
 impl Progress for Screen {

@@ -1,10 +1,88 @@
-//! `pishrink verify`.
+//! `pishrink verify`: an image against what is known of it, or a card against an image.
+
+use serde_json::json;
 
 use super::args::Verify;
 use super::exit::Exit;
+use super::image::{Image, Wishes};
 use super::render::Screen;
-use crate::error::{Error, Result};
+use crate::device::{self, SourceOptions};
+use crate::error::{Error, ErrorKind, Result};
+use crate::flash::{self, Checked};
+use crate::io::ReadAt;
+use crate::units::human_bytes;
 
-pub fn run(_: &Verify, _: &Screen) -> Result<Exit> {
-    Err(Error::unsupported("verify is not there yet"))
+/// Differences that are shown one by one.
+const SHOWN: usize = 20;
+
+pub fn run(args: &Verify, screen: &Screen) -> Result<Exit> {
+    let wishes = Wishes {
+        bmap: args.bmap.as_deref(),
+        no_bmap: false,
+        sha256: args.sha256,
+    };
+    let image = Image::find(&args.image.to_string_lossy(), &wishes, screen)?;
+    let options = SourceOptions {
+        allow_mounted: args.allow_mounted,
+    };
+    let card = match &args.device {
+        Some(path) => Some(device::open_source(path, &options)?),
+        None => None,
+    };
+    let card = card.as_ref().map(|card| card as &dyn ReadAt);
+    let checked = flash::check(&*image.source, image.map.as_ref(), card, screen)?;
+    screen.result(
+        &describe(&checked, &image, card.is_some()),
+        &json!({
+            "image": image.name,
+            "image_bytes": checked.image_len,
+            "checked_bytes": checked.bytes,
+            "with_block_map": image.map.is_some(),
+            "expanded": checked.expanded,
+            "differences": checked.differences,
+        }),
+    );
+    if !checked.differences.is_empty() {
+        let wrong: u64 = checked.differences.iter().map(|d| d.range.len()).sum();
+        screen.complain(&Error::new(
+            ErrorKind::Verify,
+            format!("the card differs from the image in {}", human_bytes(wrong)),
+        ));
+        return Ok(Exit::VerifyFailed);
+    }
+    Ok(Exit::Done)
+}
+
+fn describe(checked: &Checked, image: &Image, with_card: bool) -> String {
+    let mut lines = Vec::new();
+    let bytes = human_bytes(checked.bytes);
+    if !with_card {
+        let by = match &image.map {
+            Some(map) if map.ranges.iter().all(|range| range.sha256.is_some()) => {
+                "as its block map says"
+            }
+            _ => "readable to its end",
+        };
+        lines.push(format!("{}: {bytes} {by}", image.name));
+    } else if checked.differences.is_empty() {
+        let how = match checked.expanded {
+            true => "as in the image, and expanded",
+            false => "as in the image",
+        };
+        lines.push(format!("{bytes} are {how}"));
+    }
+    for difference in checked.differences.iter().take(SHOWN) {
+        let range = difference.range;
+        lines.push(format!(
+            "{} bytes at byte {}: {}",
+            range.len(),
+            range.start,
+            difference.class
+        ));
+    }
+    if checked.differences.len() > SHOWN {
+        let more = checked.differences.len() - SHOWN;
+        lines.push(format!("and {more} more places"));
+    }
+    lines.join("\n")
 }

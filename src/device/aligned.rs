@@ -1,54 +1,13 @@
-//! Memory and requests as raw devices want them: page-aligned buffers, and an adaptor that lets any
-//! range be read and written through a medium that takes whole blocks only.
+//! Requests as raw devices want them: an adaptor that lets any range be read and written through a
+//! medium that takes whole blocks only.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
 use crate::error::Result;
-use crate::io::{ReadAt, WriteAt, check_range};
-
-/// What memory handed to direct I/O is aligned to: the page size is enough for every system here.
-pub const MEMORY_ALIGNMENT: usize = 4096;
+use crate::io::{AlignedBuf, MEMORY_ALIGNMENT, ReadAt, WriteAt, check_range};
 
 /// How much goes through a bounce buffer at a time.
 const BOUNCE: u64 = 1 << 20;
-
-/// A byte buffer of a fixed length that starts at a multiple of [`MEMORY_ALIGNMENT`].
-///
-/// The pipeline's buffers should be of this type: what lies in another one is copied before direct I/O.
-pub struct AlignedBuf {
-    // Longer than asked for by one alignment, and never resized: `start` stays right.
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl AlignedBuf {
-    /// Makes a buffer of `len` zeros.
-    pub fn zeroed(len: usize) -> Self {
-        let bytes = vec![0; len + MEMORY_ALIGNMENT];
-        let misaligned = bytes.as_ptr().addr() % MEMORY_ALIGNMENT;
-        Self {
-            start: (MEMORY_ALIGNMENT - misaligned) % MEMORY_ALIGNMENT,
-            bytes,
-            len,
-        }
-    }
-}
-
-impl Deref for AlignedBuf {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.len]
-    }
-}
-
-impl DerefMut for AlignedBuf {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
-    }
-}
 
 /// A medium that takes whole, aligned blocks only, behind an adaptor that takes any range.
 ///
@@ -188,17 +147,6 @@ mod tests {
                 (state >> 24) as u8
             })
             .collect()
-    }
-
-    #[test]
-    fn buffers_start_at_a_page() {
-        for len in [0, 1, 4096, 5000, 1 << 20] {
-            let mut buf = AlignedBuf::zeroed(len);
-            assert_eq!(buf.as_ptr().addr() % MEMORY_ALIGNMENT, 0);
-            assert_eq!(buf.len(), len);
-            buf.fill(7);
-            assert!(buf.iter().all(|&byte| byte == 7));
-        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub use aligned::{AlignedBuf, MEMORY_ALIGNMENT};
+pub use crate::io::{AlignedBuf, MEMORY_ALIGNMENT};
 pub use open::{
     OpenTarget, SourceFile, SourceOptions, Target, TargetOptions, create_card_file, open_source,
     open_target, resolve_target,

@@ -1,11 +1,13 @@
 //! Positional, exact I/O, and values that say where bytes come from.
 
+pub mod aligned;
 pub mod cursor;
 pub mod memory;
 pub mod overlay;
 pub mod range_set;
 pub mod window;
 
+pub use aligned::{AlignedBuf, MEMORY_ALIGNMENT};
 pub use overlay::{Layered, Overlay, Segment, Source};
 pub use range_set::RangeSet;
 pub use window::Window;

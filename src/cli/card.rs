@@ -1,0 +1,177 @@
+//! Cards that a command writes: judged, confirmed by the user, opened.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::devices::describe;
+use super::render::{Screen, clean};
+use crate::device::{self, OpenTarget, Target, TargetOptions, safety};
+use crate::error::{Error, Result};
+use crate::flash::Card;
+use crate::io::{ReadAt, WriteAt};
+
+/// An open target as flash wants it.
+pub struct OpenCard(pub OpenTarget);
+
+impl ReadAt for OpenCard {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.0.read_exact_at(offset, buf)
+    }
+}
+
+impl WriteAt for OpenCard {
+    fn write_all_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.0.write_all_at(offset, buf)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.0.sync()
+    }
+}
+
+impl Card for OpenCard {
+    fn discard(&self, range: Range<u64>) -> Result<bool> {
+        self.0.discard(range)
+    }
+
+    fn write_zeroes(&self, range: Range<u64>) -> Result<bool> {
+        self.0.write_zeroes(range)
+    }
+
+    fn drop_cache(&self) -> Result<()> {
+        self.0.drop_cache()
+    }
+
+    fn alignment(&self) -> u64 {
+        self.0.alignment()
+    }
+}
+
+/// What the user says about the targets.
+pub struct Permissions<'a> {
+    /// Do not ask.
+    pub yes: bool,
+    pub allow_any_device: bool,
+    /// Must not be destroyed.
+    pub image: Option<&'a Path>,
+}
+
+/// Looks at the targets without changing anything, and refuses what must not be written.
+///
+/// # Errors
+/// `Refused` with the reason, `Usage` for what can be no target.
+pub fn judge(paths: &[PathBuf], permissions: &Permissions) -> Result<Vec<Target>> {
+    let mut targets: Vec<Target> = Vec::new();
+    for path in paths {
+        let target = device::resolve_target(path)?;
+        let holds_image = match permissions.image {
+            Some(image) if device::target_holds(&target, image)? => Some(image),
+            _ => None,
+        };
+        match &target {
+            Target::Device(info) => {
+                let rules = safety::TargetRules {
+                    allow_any_device: permissions.allow_any_device,
+                    holds_image,
+                };
+                safety::assess_target(info, &rules)?;
+            }
+            Target::File(path) => {
+                if holds_image.is_some() {
+                    let place = path.display();
+                    return Err(Error::refused(format!("{place} is the image itself")));
+                }
+            }
+        }
+        for other in &targets {
+            if device::is_same_file(other.path(), target.path())? {
+                return Err(Error::usage(format!(
+                    "{} and {} are the same target",
+                    other.path().display(),
+                    path.display()
+                )));
+            }
+        }
+        targets.push(target);
+    }
+    Ok(targets)
+}
+
+/// Shows what would be lost and asks for a yes. `what` is what happens to it.
+///
+/// # Errors
+/// `Refused` if the answer is no, or there is nobody to ask.
+pub fn confirm(
+    targets: &[&Target],
+    what: &str,
+    permissions: &Permissions,
+    screen: &Screen,
+) -> Result<()> {
+    if permissions.yes || targets.is_empty() {
+        return Ok(());
+    }
+    if !screen.can_ask() {
+        return Err(
+            Error::refused("there is no terminal to ask whether this may be written")
+                .with_hint("--yes, if you are sure about the target"),
+        );
+    }
+    let mut text = String::new();
+    for target in targets {
+        match target {
+            Target::Device(info) => describe(&mut text, info, None),
+            // Writing to a String cannot fail.
+            Target::File(path) => {
+                let _ = writeln!(
+                    text,
+                    "{}  a file",
+                    safety::sanitize(&path.to_string_lossy())
+                );
+            }
+        }
+    }
+    for line in text.lines() {
+        screen.say(line);
+    }
+    let mut answer = String::new();
+    let mut stderr = std::io::stderr();
+    let asked = write!(stderr, "{} Type yes to go on: ", clean(what)).and_then(|()| {
+        stderr.flush()?;
+        std::io::stdin().read_line(&mut answer)
+    });
+    asked.map_err(|error| Error::io("cannot ask", error))?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "yes" | "y" => Ok(()),
+        _ => Err(Error::refused("not confirmed, nothing was written")),
+    }
+}
+
+/// Opens a target for writing, and says what could not be had.
+///
+/// # Errors
+/// As [`device::open_target`].
+pub fn open(target: &Target, screen: &Screen) -> Result<OpenCard> {
+    let opened = device::open_target(target, &TargetOptions::default())?;
+    for note in opened.notes() {
+        screen.say(&format!("{}: {note}", target.path().display()));
+    }
+    Ok(OpenCard(opened))
+}
+
+/// Has the system look at the card again.
+pub fn release(card: OpenCard, screen: &Screen) {
+    if card.0.info().is_some()
+        && let Err(error) = card.0.reread_table()
+    {
+        screen.say(&format!(
+            "{}; take the card out and put it in again",
+            error.one_line()
+        ));
+    }
+}

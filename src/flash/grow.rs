@@ -1,0 +1,388 @@
+//! Growing what is on a card into the card: the partition, and an ext filesystem in it.
+//!
+//! ```text
+//! table, volumes ── which grows, which move ── new table ── filesystem's growth ── run
+//! run: moved partitions, sync ─ table, its first sectors last, sync ─ read back
+//!      ─ filesystem, superblock and descriptors last, sync ─ read back
+//! ```
+//! Decisions: the table comes before the filesystem, since a partition larger than its filesystem
+//! mounts and the other way round does not. A partition that moves must not cover its own old
+//! place, so that whatever interrupts it, either the old or the new table finds it whole; of swap
+//! areas only the header counts. Only ext grows; for anything else the partition alone does.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+use super::target::Card;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ext4::{Ext4, Growth, Target};
+use crate::io::{Overlay, ReadAt, Window, WriteAt};
+use crate::partition::{DiskLen, PartitionTable, TableKind};
+use crate::progress::{Event, Phase, Progress};
+use crate::units::{ByteRange, human_bytes, round_down};
+use crate::volume::Volume;
+
+/// What the last partition grows to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExpandTo {
+    /// All there is.
+    Max,
+    /// So many bytes.
+    Size(u64),
+}
+
+/// Where partitions start that are moved to the end, in bytes.
+const ALIGNMENT: u64 = 1 << 20;
+
+/// The end of a partition that grows is a multiple of this.
+const END_ALIGNMENT: u64 = 4096;
+
+/// What growing changes, for the user.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Expansion {
+    /// The partition's number; `None` without a table.
+    pub partition: Option<u32>,
+    pub filesystem: String,
+    /// The partition (or the disk) before and after, in bytes.
+    pub old_partition: u64,
+    pub new_partition: u64,
+    /// The filesystem before and after, in bytes, if it is one that grows here.
+    pub old_filesystem: Option<u64>,
+    pub new_filesystem: Option<u64>,
+    /// Numbers of the partitions that move to the end.
+    pub moved: Vec<u32>,
+    /// Bytes that were written; 0 as long as it is a plan.
+    pub written: u64,
+    /// A line each: why something does not grow.
+    pub notes: Vec<String>,
+}
+
+/// How to grow what is on a disk.
+#[derive(Debug)]
+pub struct ExpandPlan {
+    /// Moved partitions and the table, over the disk, and the bytes to commit last.
+    table: Option<(Overlay, Range<u64>)>,
+    growth: Option<(ByteRange, Growth)>,
+    summary: Expansion,
+}
+
+impl ExpandPlan {
+    /// Plans for the disk as it is.
+    ///
+    /// # Errors
+    /// `Unsound` if the table or the filesystem is damaged, `Unsupported` if there is nothing
+    /// that can be understood, `NoSpace` if the wished size does not fit, `Io` if the disk fails.
+    pub fn new(disk: &dyn ReadAt, to: ExpandTo) -> Result<Self> {
+        match PartitionTable::read(disk)? {
+            Some(table) => Self::with_table(disk, &table, to),
+            None => Self::bare(disk, to),
+        }
+    }
+
+    fn bare(disk: &dyn ReadAt, to: ExpandTo) -> Result<Self> {
+        let volume = Volume::identify(disk)?;
+        if !matches!(volume, Volume::Ext(_)) {
+            return Err(Error::unsupported(format!(
+                "there is no partition table and no ext filesystem to grow, but {}",
+                volume.name()
+            )));
+        }
+        let len = match to {
+            ExpandTo::Max => disk.len(),
+            ExpandTo::Size(size) if size <= disk.len() => size,
+            ExpandTo::Size(size) => return Err(no_room(size, disk.len())),
+        };
+        let mut plan = Self {
+            table: None,
+            growth: None,
+            summary: Expansion {
+                filesystem: volume.name(),
+                old_partition: disk.len(),
+                new_partition: disk.len(),
+                ..Expansion::default()
+            },
+        };
+        plan.grow_filesystem(disk, &volume, ByteRange::new(0, len))?;
+        Ok(plan)
+    }
+
+    fn with_table(disk: &dyn ReadAt, table: &PartitionTable, to: ExpandTo) -> Result<Self> {
+        let partitions = table.partitions();
+        let volumes: Vec<Volume> = partitions
+            .iter()
+            .map(|partition| Volume::identify(&Window::new(disk, partition.range)?))
+            .collect::<Result<_>>()?;
+        let last = partitions
+            .len()
+            .checked_sub(1)
+            .ok_or_else(|| Error::unsupported("the partition table is empty"))?;
+        let stays =
+            |&index: &usize| !volumes[index].moves_for_others(partitions[index].range.len());
+        let grows = (0..=last).rev().find(stays).unwrap_or(last);
+        let old = partitions[grows].range;
+        let mut summary = Expansion {
+            partition: Some(partitions[grows].number),
+            filesystem: volumes[grows].name(),
+            old_partition: old.len(),
+            ..Expansion::default()
+        };
+        let places = match places(disk, table, &volumes, grows, to)? {
+            Ok(places) => places,
+            Err(reason) => {
+                summary.notes.push(reason);
+                vec![(grows, old)]
+            }
+        };
+        let new = places[0].1;
+        summary.new_partition = new.len();
+        summary.moved = places[1..]
+            .iter()
+            .map(|(index, _)| partitions[*index].number)
+            .collect();
+        let mut plan = Self {
+            table: None,
+            growth: None,
+            summary,
+        };
+        if new != old || table.kind() == TableKind::Gpt {
+            // A GPT's backup belongs at the true end in any case.
+            plan.lay_out(disk, table, &volumes, &places)?;
+        }
+        plan.grow_filesystem(disk, &volumes[grows], new)?;
+        Ok(plan)
+    }
+
+    fn lay_out(
+        &mut self,
+        disk: &dyn ReadAt,
+        table: &PartitionTable,
+        volumes: &[Volume],
+        places: &[(usize, ByteRange)],
+    ) -> Result<()> {
+        let layout = table.relayout(disk, places, DiskLen::Exact(disk.len()))?;
+        let mut overlay = layout.overlay;
+        for (index, new) in &places[1..] {
+            let old = table.partitions()[*index].range;
+            let window = Window::new(disk, old)?;
+            // Onto the table's changes, which may zero where a backup was.
+            for range in volumes[*index]
+                .content(&window, Target::Keep)?
+                .stored
+                .iter()
+            {
+                let len = range.end - range.start;
+                overlay.set_base(new.start + range.start, len, old.start + range.start);
+            }
+        }
+        if !overlay.is_empty() {
+            let first = match table.kind() {
+                TableKind::Mbr => table.sector_size(),
+                TableKind::Gpt => table.first_usable(),
+            };
+            self.table = Some((overlay, 0..first));
+        }
+        Ok(())
+    }
+
+    fn grow_filesystem(
+        &mut self,
+        disk: &dyn ReadAt,
+        volume: &Volume,
+        range: ByteRange,
+    ) -> Result<()> {
+        if !matches!(volume, Volume::Ext(_)) {
+            self.summary.notes.push(format!(
+                "{} is not a filesystem that grows here: only its partition does",
+                volume.name()
+            ));
+            return Ok(());
+        }
+        let window = Window::new(disk, range)?;
+        let ext = Ext4::open(&window)?;
+        let old = ext.total_bytes();
+        self.summary.old_filesystem = Some(old);
+        self.summary.new_filesystem = Some(old);
+        if old >= range.len() {
+            return Ok(());
+        }
+        match ext.grow(&window, range.len()) {
+            Ok(growth) if growth.new_len > old => {
+                self.summary.new_filesystem = Some(growth.new_len);
+                self.growth = Some((range, growth));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                self.summary
+                    .notes
+                    .push(format!("only the partition grows: {}", error.one_line()));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Returns what would change.
+    pub fn summary(&self) -> &Expansion {
+        &self.summary
+    }
+
+    /// Is everything as large as it can be?
+    pub fn is_nothing(&self) -> bool {
+        self.table.is_none() && self.growth.is_none()
+    }
+
+    /// Returns all changes over the disk, which has `disk_len` bytes, as one overlay.
+    pub(super) fn flat(&self, disk_len: u64) -> Option<Overlay> {
+        let mut all = match &self.table {
+            Some((overlay, _)) => overlay.clone(),
+            None => Overlay::new(disk_len),
+        };
+        if let Some((range, growth)) = &self.growth {
+            all.merge(&growth.overlay.rebase(range.start, range.start, disk_len));
+        }
+        (all.len() == disk_len).then_some(all)
+    }
+
+    /// Makes the changes and reads them back.
+    ///
+    /// # Errors
+    /// `Verify` if something cannot be read back, `Io` if the card fails, `Cancelled`.
+    pub fn run(&self, card: &dyn Card, progress: &dyn Progress) -> Result<Expansion> {
+        let mut summary = self.summary.clone();
+        progress.started(Phase::Expand, None)?;
+        if let Some((overlay, last)) = &self.table {
+            summary.written += commit(card, card, 0, overlay, last.clone(), progress)?;
+        }
+        if let Some((range, growth)) = &self.growth {
+            let window = Window::new(card as &dyn WriteAt, *range)?;
+            summary.written += commit(
+                card,
+                &window,
+                range.start,
+                &growth.overlay,
+                growth.last.clone(),
+                progress,
+            )?;
+        }
+        progress.finished(Phase::Expand)?;
+        Ok(summary)
+    }
+}
+
+/// Partitions, by index, and where they go.
+type Places = Vec<(usize, ByteRange)>;
+
+/// Returns the new place of the partition that grows, followed by those of the ones behind it; or
+/// why nothing grows.
+fn places(
+    disk: &dyn ReadAt,
+    table: &PartitionTable,
+    volumes: &[Volume],
+    grows: usize,
+    to: ExpandTo,
+) -> Result<Result<Places, String>> {
+    let partitions = table.partitions();
+    let old = partitions[grows].range;
+    let mut end = table.max_end(disk.len());
+    let mut moved = Vec::new();
+    for index in (grows + 1..partitions.len()).rev() {
+        let from = partitions[index].range;
+        let start = end
+            .checked_sub(from.len())
+            .map(|start| round_down(start, ALIGNMENT).max(from.start));
+        let Some(to) = start.and_then(|start| ByteRange::at(start, from.len())) else {
+            return Ok(Err("the card has no room for it to grow".into()));
+        };
+        let keeps_content = matches!(volumes[index], Volume::Swap(_)) || to.start >= from.end;
+        if to != from && !keeps_content {
+            return Ok(Err(format!(
+                "partition {} is in the way and cannot move so little",
+                partitions[index].number
+            )));
+        }
+        moved.push((index, to));
+        end = to.start.saturating_sub(table.lead_in(index));
+    }
+    let most = round_down(end, END_ALIGNMENT);
+    let most = ByteRange::new(old.start, most.max(old.end));
+    let new = match to {
+        ExpandTo::Max => most,
+        ExpandTo::Size(size) => {
+            let unit = table.sector_size().max(END_ALIGNMENT);
+            let size = size.checked_next_multiple_of(unit).unwrap_or(u64::MAX);
+            if size < old.len() {
+                return Err(Error::usage(format!(
+                    "partition {} has {} already, more than {}",
+                    partitions[grows].number,
+                    human_bytes(old.len()),
+                    human_bytes(size)
+                ))
+                .with_hint("capture shrinks filesystems"));
+            }
+            if size > most.len() {
+                return Err(no_room(size, most.len()));
+            }
+            ByteRange::new(old.start, old.start + size)
+        }
+    };
+    if new == old {
+        // Then nothing needs to move either.
+        return Ok(Ok(vec![(grows, old)]));
+    }
+    let moved = moved.into_iter().rev();
+    let moved = moved.filter(|(index, to)| *to != partitions[*index].range);
+    Ok(Ok(std::iter::once((grows, new)).chain(moved).collect()))
+}
+
+fn no_room(wanted: u64, there: u64) -> Error {
+    Error::new(
+        ErrorKind::NoSpace,
+        format!(
+            "it cannot grow to {wanted} bytes ({}): there is room for {there} ({})",
+            human_bytes(wanted),
+            human_bytes(there)
+        ),
+    )
+}
+
+/// Commits an overlay over `target`, which begins at byte `start` of the card, and reads back
+/// what that wrote. Returns the number of bytes.
+fn commit(
+    card: &dyn Card,
+    target: &dyn WriteAt,
+    start: u64,
+    overlay: &Overlay,
+    last: Range<u64>,
+    progress: &dyn Progress,
+) -> Result<u64> {
+    let mut written: Vec<(Range<u64>, blake3::Hash)> = Vec::new();
+    let mut bytes = 0;
+    overlay.commit(target, last, &mut |range, contents| {
+        let len = range.end - range.start;
+        bytes += len;
+        written.push((range, blake3::hash(contents)));
+        progress.event(Event::Advanced {
+            phase: Phase::Expand,
+            bytes: len,
+        })
+    })?;
+    card.drop_cache()?;
+    let mut buf = Vec::new();
+    for (range, hash) in written {
+        buf.resize((range.end - range.start) as usize, 0);
+        target.read_exact_at(range.start, &mut buf)?;
+        if blake3::hash(&buf) != hash {
+            return Err(Error::new(
+                ErrorKind::Verify,
+                format!(
+                    "{} bytes at byte {} were written while expanding and cannot be read back",
+                    buf.len(),
+                    start + range.start
+                ),
+            )
+            .with_hint("the card is worn out, or its reader fails: flash again with another one"));
+        }
+    }
+    Ok(bytes)
+}
