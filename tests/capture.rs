@@ -290,8 +290,9 @@ fn damage_is_refused_and_can_be_saved_whole() {
 fn a_stop_leaves_nothing_behind() {
     let scratch = Scratch::new("stopped");
     let card = cards::mbr(&scratch);
+    let mut stopped = 0;
     for format in ["x.img", "x.img.xz"] {
-        for wait in [0, 5, 20, 60, 150] {
+        for wait in [0, 5, 20, 60, 150, 400] {
             let mut child = pishrink()
                 .args(["capture", "--no-shrink", "--force"])
                 .args([&card, &scratch.path(format)])
@@ -308,13 +309,17 @@ fn a_stop_leaves_nothing_behind() {
                     let _ = fs::remove_file(scratch.path(format));
                     let _ = fs::remove_file(scratch.path(&format!("{format}.bmap")));
                 }
-                // The signal came before it could be taken over.
-                None => assert_eq!(wait, 0),
-                code => assert_eq!(code, Some(130)),
+                // The signal came before it was taken over, and so before any file was made.
+                None => {}
+                code => {
+                    assert_eq!(code, Some(130));
+                    stopped += 1;
+                }
             }
             scratch.expect(&["card.img"]);
         }
     }
+    assert!(stopped > 0);
 }
 
 #[test]
@@ -335,12 +340,11 @@ fn a_full_disk_is_seen_before_the_work_or_leaves_nothing() {
     }
     // A reader that goes away is an error, not a crash.
     let script = format!(
-        "{} capture {} - 2>{}/said | head -c 1000 >/dev/null; cat {0}/said >&2",
+        "{} capture {} - 2>{}/said | head -c 1000 >/dev/null",
         env!("CARGO_BIN_EXE_pishrink"),
         card.display(),
         small.path().display()
-    )
-    .replace("{0}", small.path().to_str().unwrap());
+    );
     run("sh", ["-c", &script]);
     let said = fs::read_to_string(small.path().join("said")).unwrap();
     assert!(said.contains("pishrink: writing the image"), "{said}");
