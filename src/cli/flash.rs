@@ -100,8 +100,8 @@ fn write(
             .iter()
             .any(|target| matches!(target, Target::Device(_))),
         wipe: args.wipe,
-        // Who keeps the card's other partitions keeps what is behind the image.
-        tail: expand.is_some(),
+        // Who does not expand may keep something behind the image.
+        tail: expand.is_some() || args.wipe,
         expand,
         ..Options::default()
     };

@@ -1,0 +1,10 @@
+//! The binary's flash, expand and verify on files and loop devices, judged by sfdisk, sgdisk, e2fsck,
+//! bmaptool and the kernel. Needs root and those tools; a missing one fails the test.
+#![cfg(target_os = "linux")]
+
+mod cards;
+mod faults;
+mod images;
+mod layouts;
+mod tools;
+mod web;
