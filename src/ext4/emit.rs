@@ -266,24 +266,20 @@ impl Emitter<'_> {
             let block_size = self.plan.geometry.block_size;
             let places: Vec<BlockNr> = file.nodes.iter().map(|node| node.block).collect();
             let new_fs = self.new_fs.clone();
-            let nodes = {
-                let generation = record.generation;
-                let slot = self.slot(record.number)?;
-                let nodes = match record.kind {
-                    MapKind::Extents => build_tree(
-                        &new_fs,
-                        number,
-                        generation,
-                        &file.extents,
-                        &places,
-                        slot.i_block_mut(),
-                    ),
-                    MapKind::Indirect => {
-                        build_pointers(block_size, &file.extents, &file.nodes, slot.i_block_mut())
-                    }
-                    MapKind::None => Vec::new(),
-                };
-                nodes
+            let slot = self.slot(record.number)?;
+            let nodes = match record.kind {
+                MapKind::Extents => build_tree(
+                    &new_fs,
+                    number,
+                    record.generation,
+                    &file.extents,
+                    &places,
+                    slot.i_block_mut(),
+                ),
+                MapKind::Indirect => {
+                    build_pointers(block_size, &file.extents, &file.nodes, slot.i_block_mut())
+                }
+                MapKind::None => Vec::new(),
             };
             let blocks = self.new_blocks_512(record, file);
             let file_acl = self.plan.blocks.of(record.file_acl);
