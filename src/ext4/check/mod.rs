@@ -44,7 +44,8 @@ use crate::error::Result;
 use crate::io::ReadAt;
 use crate::units::{BlockNr, InodeNr};
 
-/// Checks a filesystem whose journal was replayed and whose orphans were finished in `view`.
+/// Checks a filesystem whose journal was replayed and whose orphans were finished in `view`, and whose
+/// metadata was read without damage: then its tables, maps and xattr blocks are where they can be.
 ///
 /// # Errors
 /// Only what the device fails with; damage is in the findings.
