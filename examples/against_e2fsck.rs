@@ -417,6 +417,7 @@ const HARMLESS: &[&str] = &[
     "could be narrower",
     "could be shorter",
     "bitmap does not match checksum",
+    "group is marked BLOCK_UNINIT",
     "WARNING: Filesystem still has errors",
     "differences: ",
 ];

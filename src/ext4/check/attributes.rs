@@ -17,8 +17,9 @@ const SIZE_MAX: u32 = 1 << 16;
 /// What a set of attributes says about its owner.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Summary {
-    /// Blocks that the owner is charged for ea_inodes.
+    /// Blocks and inodes that the owner is charged for ea_inodes.
     pub charge: u64,
+    pub ea_inodes: u64,
     /// The encryption policy, if there is one.
     pub policy: Option<Policy>,
 }
@@ -81,8 +82,9 @@ impl Check<'_> {
             ));
         }
         let summary = self.attributes(Owner::Block(block), bytes, &area)?;
-        if summary.charge > 0 {
-            self.ea_charges.insert(block, summary.charge);
+        if summary.ea_inodes > 0 {
+            self.ea_charges
+                .insert(block, (summary.charge, summary.ea_inodes));
         }
         if let Some(policy) = summary.policy {
             self.block_policies.insert(block, policy);
@@ -126,16 +128,15 @@ impl Check<'_> {
                 }
                 Value::Inode { number, size } => {
                     summary.charge += self.large_value(owner, &xattr, *number, *size)?;
+                    summary.ea_inodes += 1;
                 }
             }
-            if matches!(owner, Owner::Block(_)) {
-                if xattr.name_index == 0 {
-                    self.attribute_damaged(owner, "an attribute has no kind of name");
-                }
-                // Even where there is no value.
-                if usize::from(le16(bytes, xattr.offset + 2)) > bytes.len() {
-                    self.attribute_damaged(owner, "an attribute's value goes past the end");
-                }
+            if matches!(owner, Owner::Block(_)) && xattr.name_index == 0 {
+                self.attribute_damaged(owner, "an attribute has no kind of name");
+            }
+            // Even where there is no value.
+            if area.base + usize::from(le16(bytes, xattr.offset + 2)) > bytes.len() {
+                self.attribute_damaged(owner, "an attribute's value goes past the end");
             }
         }
         taken.push(end..end + 4);

@@ -271,7 +271,7 @@ impl Check<'_> {
         }
         if position == Position::DotDot {
             self.dirs[dir].dotdot = entry.inode.0;
-        } else if entry.inode != number || entry.rec_len > 24 {
+        } else if entry.inode != number {
             self.inode_damaged(number, "is a directory with a wrong '.'");
         }
     }

@@ -106,7 +106,7 @@ impl Check<'_> {
 
     /// Is a deletion time really an inode's number, a link of the list of orphans? Clocks that stood
     /// at 1970 make the same numbers.
-    fn is_low_dtime(&self, dtime: u32) -> bool {
+    pub(super) fn is_low_dtime(&self, dtime: u32) -> bool {
         let bytes = self.fs.superblock.bytes();
         let count = self.fs.superblock.s_inodes_count();
         // s_mtime, s_wtime, s_mkfs_time
@@ -174,6 +174,8 @@ impl Check<'_> {
         self.inline(place, inode);
         self.sizes(record);
         self.block_count(record, inode, charge);
+        let ea_inodes = summary.ea_inodes + self.shared_charge(record).1;
+        self.charge_quota(record, inode, ea_inodes);
         if record.flags & ENCRYPT_FL != 0 {
             self.encryption(place, summary);
         }
@@ -245,10 +247,6 @@ impl Check<'_> {
                 "is the root directory, but not a directory",
             ),
             (
-                bad_times(inode),
-                "has a time before 1970 in a wrong encoding",
-            ),
-            (
                 record.mode & S_IFMT == S_IFREG
                     && record.size >= LARGE_FILE
                     && !superblock.has_ro_compat(RO_COMPAT_LARGE_FILE),
@@ -314,16 +312,12 @@ impl Check<'_> {
         let spare = inode.i_block()[16..].iter().any(|&byte| byte != 0);
         let problems = [
             (
-                has(INDEX_FL | EXTENTS_FL | INLINE_DATA_FL),
+                has(INDEX_FL | EXTENTS_FL),
                 "is a device, pipe or socket with the flags of a file",
             ),
             (
                 has(IMMUTABLE_FL | APPEND_FL) && spare,
                 "is a device, pipe or socket with the contents of a file",
-            ),
-            (
-                has(IMMUTABLE_FL | APPEND_FL),
-                "is a device, pipe or socket that is immutable or append-only",
             ),
             (record.size != 0, "is a device, pipe or socket with a size"),
         ];
@@ -333,9 +327,6 @@ impl Check<'_> {
     }
 
     fn symlink(&mut self, record: &InodeRecord, inode: &Inode<&[u8]>) -> Result<()> {
-        if record.flags & (IMMUTABLE_FL | APPEND_FL) != 0 {
-            self.inode_damaged(record.number, "is an immutable or append-only symlink");
-        }
         if record.flags & INLINE_DATA_FL != 0 {
             let inline = inline_data(inode).map(|more| (I_BLOCK_SIZE + more.len()) as u64);
             if inline != Some(record.size) {
@@ -471,7 +462,7 @@ impl Check<'_> {
         let xattr = if record.file_acl == 0 {
             0
         } else {
-            1 + self.ea_charges.get(&record.file_acl).copied().unwrap_or(0)
+            1 + self.shared_charge(record).0
         };
         let expected = (data + nodes + xattr + charge) * (geometry.block_size / 512);
         let huge = record.flags & HUGE_FILE_FL != 0
@@ -482,6 +473,14 @@ impl Check<'_> {
                 format_args!("counts {} sectors but has {expected}", record.blocks_512),
             );
         }
+    }
+
+    /// Returns blocks and inodes that it is charged for the large values of its xattr block.
+    fn shared_charge(&self, record: &InodeRecord) -> (u64, u64) {
+        self.ea_charges
+            .get(&record.file_acl)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// The policy itself is opaque, but it has to be there.
@@ -502,15 +501,4 @@ impl Check<'_> {
 fn is_extent_header(i_block: &[u8]) -> bool {
     let (entries, max) = (le16(i_block, 2), le16(i_block, 4));
     le16(i_block, 0) == EXTENT_MAGIC && entries <= max && (2..=4).contains(&max)
-}
-
-/// Old kernels stored times before 1970 with the bits that mean a time after 2310.
-fn bad_times(inode: &Inode<&[u8]>) -> bool {
-    const EPOCH: u32 = 3;
-    let slot = inode.bytes();
-    // i_atime, i_ctime, i_mtime, i_crtime with their extra fields
-    [(0x08, 0x8C), (0x0C, 0x84), (0x10, 0x88), (0x90, 0x94)]
-        .into_iter()
-        .filter(|&(_, extra)| slot.len() >= extra + 4)
-        .any(|(time, extra)| le32(slot, time) >> 31 == 1 && le32(slot, extra) & EPOCH == EPOCH)
 }

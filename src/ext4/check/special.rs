@@ -116,7 +116,7 @@ impl Check<'_> {
             block,
             inode.i_mode() & S_IFMT == S_IFREG,
             inode.i_links_count() != 0,
-            needs_feature,
+            needs_feature || self.is_low_dtime(inode.i_dtime()),
         ) else {
             self.inode_damaged(RESIZE_INO, "is no valid resize inode");
             return Ok(());
