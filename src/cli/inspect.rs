@@ -56,7 +56,7 @@ fn text(path: &Path, inspection: &Inspection) -> String {
     let _ = writeln!(text, "[{bar}]");
     let _ = writeln!(
         text,
-        " \u{2588}\u{2593}\u{2592}\u{2591} used   \u{bb} used, moves   \u{2261} metadata   \u{b7} free"
+        " \u{2588}\u{2593}\u{2592}\u{2591} used   \u{bb}\u{203a} used, moves   \u{2261} metadata   \u{b7} free"
     );
     if let Some(system) = &inspection.system {
         let unknown = || "unknown".to_owned();
@@ -139,13 +139,14 @@ fn draw(cell: &Cell) -> char {
     if busy == 0 {
         return '\u{b7}';
     }
+    let share = busy * 4 / cell.total.max(1);
     if cell.moved >= cell.used.max(cell.metadata) {
-        return '\u{bb}';
+        return if share == 0 { '\u{203a}' } else { '\u{bb}' };
     }
     if cell.metadata > cell.used {
         return '\u{2261}';
     }
-    match busy * 4 / cell.total.max(1) {
+    match share {
         0 => '\u{2591}',
         1 => '\u{2592}',
         2 => '\u{2593}',
