@@ -290,9 +290,13 @@ impl Run<'_> {
                 old: &before.old,
             };
             let outcome = verify::verify(lane, &expected, self.image, &mut verification);
-            if outcome.is_err() {
+            if let Err(error) = outcome {
                 report.verification = Some(verification);
-                return outcome;
+                if error.kind() == ErrorKind::Verify {
+                    // Writes may have ended up here that belong elsewhere.
+                    let _ = publish::blank(lane);
+                }
+                return Err(error);
             }
         }
         let head = publish::publish(lane, written, self.options.verify)?;
@@ -377,13 +381,12 @@ fn name_if_stalled(lane: &Lane, named: &mut bool, limit: Duration) {
     let text = if waiting >= limit && !*named {
         *named = true;
         format!(
-            "{} has not answered for {} seconds",
-            lane.slot.name,
+            "has not answered for {} seconds",
             waiting.as_secs_f32().ceil()
         )
     } else if waiting < limit && *named {
         *named = false;
-        format!("{} answers again", lane.slot.name)
+        "answers again".into()
     } else {
         return;
     };

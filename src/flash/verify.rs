@@ -100,8 +100,7 @@ pub(super) fn verify(
         }
         if image.can_reopen() {
             lane.note(format!(
-                "{}: {} in {} places read back wrong; writing them again",
-                lane.slot.name,
+                "{} in {} places read back wrong; writing them again",
                 human_bytes(ranges.total()),
                 ranges.run_count()
             ))?;

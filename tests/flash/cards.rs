@@ -15,12 +15,11 @@ fn a_loop_device_is_flashed_grown_and_mounts() {
     assert_eq!(said["verified"], true);
     assert_eq!(said["expansion"]["new_filesystem"], 291 * MIB);
     assert_clean(&card.0, PI_ROOT);
-    // The kernel has read the new table by itself.
+    card.show_partitions();
     let mount = scratch.path("mount");
     fs::create_dir(&mount).unwrap();
     shell(&format!(
-        "udevadm settle 2>/dev/null || sleep 1
-         mount {card}p2 {mount}; trap 'umount {mount}' EXIT
+        "mount {card}p2 {mount}; trap 'umount {mount}' EXIT
          cmp {mount}/folder/noise {tree}/folder/noise
          test $(df -B1 --output=size {mount} | tail -1) -gt 250000000
          dd if=/dev/urandom of={mount}/full bs=1M 2>/dev/null || true",
@@ -118,6 +117,7 @@ fn refuses_what_would_destroy_something() {
     assert!(fs::read(&file).unwrap() == before);
     // The partition of a disk, and a disk that is mounted and not removable.
     flash(text(&image), &card.0, &["--allow-any-device"]);
+    card.show_partitions();
     let part = format!("{device}p2");
     let (code, errors) = refusal(&["flash", text(&image), &part, "--yes", "--allow-any-device"]);
     assert_eq!(code, 5, "{errors}");

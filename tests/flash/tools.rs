@@ -52,16 +52,28 @@ pub struct Loop(pub PathBuf);
 
 impl Loop {
     pub fn attach(file: &Path) -> Self {
-        let name = tool(
-            "losetup",
-            &["--show", "-f", "-P", "--direct-io=on", text(file)],
-        );
-        Self(name.trim().into())
+        let options = ["--show", "-f", "-P", "--direct-io=on", text(file)];
+        Self(tool("losetup", &options).trim().into())
+    }
+
+    /// Over a file that cannot be read past the cache.
+    pub fn attach_plainly(file: &Path) -> Self {
+        Self(tool("losetup", &["--show", "-f", text(file)]).trim().into())
+    }
+
+    /// Has the partitions appear; some kernels leave that to tools.
+    pub fn show_partitions(&self) {
+        let first = format!("{}p1", text(&self.0));
+        let device = text(&self.0);
+        shell(&format!(
+            "udevadm settle 2>/dev/null || sleep 0.2; test -e {first} || partx -a {device}"
+        ));
     }
 }
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        let _ = Command::new("partx").arg("-d").arg(&self.0).output();
         let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
     }
 }
