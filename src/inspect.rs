@@ -64,7 +64,12 @@ pub fn inspect(
 ) -> Result<Inspection> {
     let (plan, problem) = match plan(&**source, options, progress) {
         Ok(plan) => (plan, None),
-        Err(error) if matches!(error.kind(), ErrorKind::Unsound | ErrorKind::Unsupported) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::Unsound | ErrorKind::Unsupported | ErrorKind::Io
+            ) =>
+        {
             let whole = PlanOptions {
                 shrink: false,
                 force_raw: true,

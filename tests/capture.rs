@@ -2,6 +2,9 @@
 //! the usual tools. A tool that is missing fails the test.
 
 mod cards;
+#[cfg(target_os = "linux")]
+#[path = "capture/failing.rs"]
+mod failing;
 
 use std::fs;
 use std::path::Path;
