@@ -69,7 +69,7 @@ impl ImageSource for FileSource {
         let context = |path: &Path| format!("cannot open {}", path.display());
         let mut file = File::open(&self.path).map_err(|e| Error::io(context(&self.path), e))?;
         if self.sha256.is_some() {
-            let mut hashed = Hashed::new(file, self.sha256, |tee| Decoder::seekable(tee))?;
+            let mut hashed = Hashed::new(file, self.sha256, Decoder::seekable)?;
             hashed.path = Some(self.path.clone());
             return Ok(Box::new(hashed));
         }
@@ -128,7 +128,7 @@ where
     fn open(&self) -> Result<Box<dyn ImageReader>> {
         let stream = (self.open)()?;
         Ok(match self.sha256 {
-            Some(_) => Box::new(Hashed::new(stream, self.sha256, |tee| Decoder::new(tee))?),
+            Some(_) => Box::new(Hashed::new(stream, self.sha256, Decoder::new)?),
             None => Box::new(Unpacked(Decoder::new(stream)?)),
         })
     }
