@@ -10,6 +10,7 @@ pub mod error;
 pub mod ext4;
 pub mod fat;
 pub mod flash;
+pub mod inspect;
 pub mod io;
 pub mod partition;
 pub mod pipeline;

@@ -53,11 +53,6 @@ impl Batch {
         })
     }
 
-    /// Returns the number of bytes of the image in it.
-    pub fn len(&self) -> u64 {
-        self.pieces.iter().map(|piece| piece.len).sum()
-    }
-
     fn push(&mut self, piece: Piece) {
         if let Some(last) = self.pieces.last_mut()
             && last.at.map(|at| at + last.len as usize) == piece.at
@@ -263,7 +258,7 @@ mod tests {
         let mut batch = Batch::new();
         let mut lens = Vec::new();
         while filler.fill(&mut batch).unwrap() {
-            lens.push(batch.len());
+            lens.push(batch.pieces.iter().map(|piece| piece.len).sum::<u64>());
         }
         assert_eq!(lens.iter().sum::<u64>(), 5 << 30);
         assert_eq!(lens[0], BATCH as u64);

@@ -133,7 +133,7 @@ pub fn run(
 
 enum Writer<'a> {
     Sparse(&'a mut File, u64),
-    Packed(Encoder<Counting<BufWriter<&'a mut (dyn Write + Send)>>>),
+    Packed(Box<Encoder<Counting<BufWriter<&'a mut (dyn Write + Send)>>>>),
 }
 
 impl<'a> Writer<'a> {
@@ -149,7 +149,8 @@ impl<'a> Writer<'a> {
             count: 0,
         };
         let (codec, level) = (options.codec, options.level);
-        Encoder::with_len(codec, level, options.threads, Some(len), out).map(Self::Packed)
+        Encoder::with_len(codec, level, options.threads, Some(len), out)
+            .map(|encoder| Self::Packed(Box::new(encoder)))
     }
 
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {

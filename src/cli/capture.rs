@@ -1,7 +1,8 @@
 //! `pishrink capture`: a card or raw image in, a small image out.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -39,7 +40,7 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         shrink: !args.no_shrink,
         force_raw: args.force_raw,
     };
-    let plan = capture::plan(&source.file, &options, screen)?;
+    let plan = capture::plan(&*source.file, &options, screen)?;
     if args.dry_run {
         let text = plan_text(&plan.summary);
         screen.result(&text, &json!({ "plan": plan.summary }));
@@ -56,11 +57,11 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
             if codec == Codec::Raw {
                 check_room(paths, plan.summary.room_needed())?;
             }
-            capture::capture_to_file(&plan, &source.file, paths, &options, args.force, screen)?
+            capture::capture_to_file(&plan, &*source.file, paths, &options, args.force, screen)?
         }
         None => {
             let mut sink = Sink::Stream(Box::new(std::io::stdout()));
-            capture::run(&plan, &source.file, &mut sink, &options, screen)?
+            capture::run(&plan, &*source.file, &mut sink, &options, screen)?
         }
     };
     let seconds = begun.elapsed().as_secs_f64();
@@ -72,7 +73,7 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
 
 /// A source that can be read at any place; a packed one lies unpacked in a temporary file.
 pub(super) struct Opened {
-    pub(super) file: SourceFile,
+    pub(super) file: Arc<SourceFile>,
     /// Dropped, and with it the file removed, after `file` is closed.
     _unpacked: Option<Unpacked>,
 }
@@ -84,7 +85,7 @@ impl Opened {
         output: Option<&ImagePaths>,
         screen: &Screen,
     ) -> Result<Self> {
-        let file = device::open_source(path, options)?;
+        let file = Arc::new(device::open_source(path, options)?);
         if file.info().is_some() || capture::packed_as(path)? == Codec::Raw {
             return Ok(Self {
                 file,
@@ -97,7 +98,7 @@ impl Opened {
         };
         let unpacked = capture::unpack(path, &beside, screen)?;
         Ok(Self {
-            file: device::open_source(unpacked.path(), options)?,
+            file: Arc::new(device::open_source(unpacked.path(), options)?),
             _unpacked: Some(unpacked),
         })
     }
@@ -298,6 +299,6 @@ fn done_object(
     })
 }
 
-fn text_of(path: &PathBuf) -> String {
+fn text_of(path: &Path) -> String {
     path.display().to_string()
 }

@@ -169,9 +169,9 @@ pub fn dx_info(block: &[u8]) -> Result<DxInfo, &'static str> {
     })
 }
 
-/// Does a block look like a dx node: one unused entry as long as the block?
+/// Does a block look like a dx node: one unused, untyped entry as long as the block?
 pub fn looks_like_node(block: &[u8]) -> bool {
-    le32(block, 0) == 0 && rec_len(block, 0) == block.len() && block[6] == 0
+    le32(block, 0) == 0 && rec_len(block, 0) == block.len() && le16(block, 6) == 0
 }
 
 /// Returns how many pairs a root or node of this filesystem has room for.

@@ -266,24 +266,20 @@ impl Emitter<'_> {
             let block_size = self.plan.geometry.block_size;
             let places: Vec<BlockNr> = file.nodes.iter().map(|node| node.block).collect();
             let new_fs = self.new_fs.clone();
-            let nodes = {
-                let generation = record.generation;
-                let slot = self.slot(record.number)?;
-                let nodes = match record.kind {
-                    MapKind::Extents => build_tree(
-                        &new_fs,
-                        number,
-                        generation,
-                        &file.extents,
-                        &places,
-                        slot.i_block_mut(),
-                    ),
-                    MapKind::Indirect => {
-                        build_pointers(block_size, &file.extents, &file.nodes, slot.i_block_mut())
-                    }
-                    MapKind::None => Vec::new(),
-                };
-                nodes
+            let slot = self.slot(record.number)?;
+            let nodes = match record.kind {
+                MapKind::Extents => build_tree(
+                    &new_fs,
+                    number,
+                    record.generation,
+                    &file.extents,
+                    &places,
+                    slot.i_block_mut(),
+                ),
+                MapKind::Indirect => {
+                    build_pointers(block_size, &file.extents, &file.nodes, slot.i_block_mut())
+                }
+                MapKind::None => Vec::new(),
             };
             let blocks = self.new_blocks_512(record, file);
             let file_acl = self.plan.blocks.of(record.file_acl);
@@ -297,7 +293,9 @@ impl Emitter<'_> {
                     inodes: 0,
                     bytes: (blocks as i64 - record.blocks_512 as i64).saturating_mul(512),
                 };
-                self.quota_deltas.push(delta);
+                if self.metadata.counts_for_quota(record.number) {
+                    self.quota_deltas.push(delta);
+                }
             }
             let slot = self.slot(record.number)?;
             if record.file_acl != 0 {
@@ -613,21 +611,23 @@ impl Emitter<'_> {
         let primary = self.new_fs.superblock.clone();
         self.overlay
             .set_bytes(SUPERBLOCK_OFFSET, primary.bytes().to_vec());
-        let table: std::sync::Arc<[u8]> = table.into();
-        for group in (0..geometry.groups).filter(|&group| geometry.has_backup(group)) {
-            let start = geometry.group_start(group);
-            if group > 0 {
+        for group in 0..geometry.groups {
+            let start = geometry.super_start(group);
+            let has_backup = geometry.has_backup(group);
+            if has_backup && group > 0 {
                 let mut block = backup_of(&primary, group).bytes().to_vec();
                 block.resize(geometry.block_size as usize, 0);
                 self.put_block(start, block);
             }
-            let descriptors = geometry.offset(start + 1);
-            self.overlay.set_bytes(descriptors, table.clone());
-            let reserved = (
-                start + 1 + geometry.desc_blocks,
-                geometry.reserved_gdt_blocks,
-            );
-            if group > 0 || self.metadata.resize_inode.is_none() {
+            let (first, count) = geometry.descriptors_in(group);
+            let descriptors = start + u64::from(has_backup);
+            if count > 0 {
+                let part = geometry.bytes(first, count);
+                let part = table[part.start as usize..part.end as usize].to_vec();
+                self.overlay.set_bytes(geometry.offset(descriptors), part);
+            }
+            let reserved = (descriptors + count, geometry.reserved_in(group));
+            if reserved.1 > 0 && (group > 0 || self.metadata.resize_inode.is_none()) {
                 self.unstored.push(reserved);
                 if self.form == Form::Image {
                     self.overlay

@@ -2,10 +2,8 @@
 
 use super::checksum::{crc16, crc32c};
 use super::raw::le_fields;
-use super::superblock::{
-    INCOMPAT_64BIT, INCOMPAT_META_BG, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM, Super,
-};
-use crate::error::Result;
+use super::superblock::{INCOMPAT_64BIT, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM, Super};
+use crate::error::{Error, Result};
 use crate::io::ReadAt;
 use crate::units::{BlockNr, GroupNr};
 
@@ -135,21 +133,21 @@ impl GroupTable {
     pub fn read(fs: &Super, device: &dyn ReadAt) -> Result<Self> {
         let geometry = &fs.geometry;
         let size = geometry.desc_size as usize;
+        let size_in_blocks = |blocks: u64| (blocks * geometry.block_size) as usize;
         let mut bytes = Vec::new();
-        if fs.superblock.has_incompat(INCOMPAT_META_BG) {
-            for index in 0..geometry.desc_blocks {
-                let block = Self::meta_block(fs, index);
-                bytes.extend(
-                    device.read_vec_at(geometry.offset(block), geometry.block_size as usize)?,
-                );
+        let mut group = 0;
+        while bytes.len() < size_in_blocks(geometry.desc_blocks) && group < geometry.groups {
+            let (first, count) = geometry.descriptors_in(group);
+            // OK: Geometry::of made sure that the primary table fits into group 0.
+            if count > 0 && size_in_blocks(first) == bytes.len() {
+                let start = geometry.super_start(group) + u64::from(geometry.has_backup(group));
+                bytes.extend(device.read_vec_at(geometry.offset(start), size_in_blocks(count))?);
             }
-            bytes.truncate(geometry.groups as usize * size);
-        } else {
-            // OK: Geometry::of made sure that the table fits into group 0.
-            bytes = device.read_vec_at(
-                geometry.offset(geometry.first_data_block + 1),
-                geometry.groups as usize * size,
-            )?;
+            group += 1;
+        }
+        bytes.truncate(geometry.groups as usize * size);
+        if bytes.len() < geometry.groups as usize * size {
+            return Err(Error::unsound("ext4 superblock: s_first_meta_bg cannot be"));
         }
         let mut table = Self {
             groups: Vec::with_capacity(geometry.groups as usize),
@@ -166,17 +164,6 @@ impl GroupTable {
             table.tails.extend_from_slice(&raw[size.min(64)..]);
         }
         Ok(table)
-    }
-
-    /// Returns where descriptor block `index` lies with meta_bg.
-    fn meta_block(fs: &Super, index: u64) -> BlockNr {
-        let geometry = &fs.geometry;
-        if index < u64::from(fs.superblock.s_first_meta_bg()) {
-            return geometry.first_data_block + 1 + index;
-        }
-        // OK: the first group of a meta group that has descriptors is a group.
-        let group = (index * (geometry.block_size / geometry.desc_size)) as GroupNr;
-        geometry.group_start(group) + u64::from(geometry.has_backup(group))
     }
 
     /// Makes a table of given descriptors for `fs`, in place of one that was read.

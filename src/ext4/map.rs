@@ -404,8 +404,8 @@ pub fn build_tree(
     let mut places = blocks.iter().copied();
     // (first logical block, entry bytes) of the level below the one being built.
     let mut entries: Vec<[u8; EXTENT_ENTRY]> = extents.iter().map(encode_extent).collect();
-    for depth in 0..shape.len() {
-        let mut parents = Vec::with_capacity(shape[depth]);
+    for (depth, &count) in shape.iter().enumerate() {
+        let mut parents = Vec::with_capacity(count);
         for chunk in entries.chunks(per_node) {
             let Some(block) = places.next() else { break };
             let mut node = vec![0; block_size as usize];

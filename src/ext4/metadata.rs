@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::bitmap::{Bitmap, bit};
 use super::findings::Findings;
 use super::group_desc::{BLOCK_UNINIT, GroupTable, INODE_UNINIT};
-use super::inode::{BAD_INO, EXTENTS_FL, Inode, RESIZE_INO, S_IFDIR, S_IFMT};
+use super::inode::{BAD_INO, EXTENTS_FL, Inode, RESIZE_INO, ROOT_INO, S_IFDIR, S_IFMT};
 use super::map::{Extent, MapError, MapKind, Node, read_map};
 use super::raw::le32;
 use super::superblock::{
@@ -446,6 +446,18 @@ impl Metadata {
             findings.repaired("counts of free blocks or inodes were out of date");
         }
         Ok(())
+    }
+
+    /// Does the inode count for the usage in the quota files? The filesystem's own do not.
+    pub fn counts_for_quota(&self, number: InodeNr) -> bool {
+        let superblock = &self.fs.superblock;
+        let own = [
+            superblock.s_usr_quota_inum(),
+            superblock.s_grp_quota_inum(),
+            superblock.s_prj_quota_inum(),
+            superblock.s_orphan_file_inum(),
+        ];
+        number == ROOT_INO || (number.0 >= superblock.first_ino() && !own.contains(&number.0))
     }
 
     /// Returns how many blocks of the group's own area hold any group's metadata.

@@ -32,10 +32,7 @@ use group_desc::GroupTable;
 use metadata::Metadata;
 use orphan::QuotaDelta;
 use plan::{NoFit, ResizePlan, minimum};
-use superblock::{
-    COMPAT_SPARSE_SUPER2, INCOMPAT_META_BG, RO_COMPAT_BIGALLOC, SUPERBLOCK_OFFSET, Super,
-    Superblock,
-};
+use superblock::{SUPERBLOCK_OFFSET, Super, Superblock};
 
 /// What was done, in memory, to a filesystem that was not unmounted cleanly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,7 +67,11 @@ enum Contents {
     /// Everything is known.
     Known(Box<Metadata>),
     /// Only which bytes the bitmaps mark as used.
-    Bitmaps(RangeSet),
+    Bitmaps {
+        used: RangeSet,
+        /// The journal's old contents.
+        journal: Vec<Range<u64>>,
+    },
 }
 
 /// The size that an image's filesystem should have.
@@ -149,7 +150,13 @@ impl Ext4 {
         let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
         let contents = if needs_bitmaps(&fs.superblock) {
             let table = GroupTable::read(&fs, &view)?;
-            Contents::Bitmaps(usage::used_bytes(&fs, &table, &view, &mut findings)?)
+            let used = usage::used_bytes(&fs, &table, &view, &mut findings)?;
+            let journal = if findings.is_sound() {
+                usage::journal_contents(&fs, &table, &view)?
+            } else {
+                Vec::new()
+            };
+            Contents::Bitmaps { used, journal }
         } else {
             let metadata = Metadata::read(&view, &mut findings)?;
             if findings.is_sound() {
@@ -190,7 +197,7 @@ impl Ext4 {
             Contents::Known(metadata) => {
                 metadata.used.count(0..metadata.used.len()) * self.fs.geometry.block_size
             }
-            Contents::Bitmaps(used) => used.total(),
+            Contents::Bitmaps { used, .. } => used.total(),
         }
     }
 
@@ -215,7 +222,9 @@ impl Ext4 {
     pub fn image(&self, device: &dyn ReadAt, target: Target) -> Result<Image> {
         let metadata = match &self.contents {
             Contents::Known(metadata) => metadata,
-            Contents::Bitmaps(used) => return self.image_of_bitmaps(used, target),
+            Contents::Bitmaps { used, journal } => {
+                return self.image_of_bitmaps(used, journal, target);
+            }
         };
         let plan = match target {
             Target::Keep => plan::plan(metadata, self.fs.geometry.blocks_count),
@@ -271,14 +280,19 @@ impl Ext4 {
         }
     }
 
-    fn image_of_bitmaps(&self, used: &RangeSet, target: Target) -> Result<Image> {
+    fn image_of_bitmaps(
+        &self,
+        used: &RangeSet,
+        journal: &[Range<u64>],
+        target: Target,
+    ) -> Result<Image> {
         if target != Target::Keep {
             self.refuse_features()?;
         }
         let len = self.total_bytes();
         let mut overlay = self.overlay.clone();
         overlay.set_len(len);
-        for gap in used.gaps(0..len) {
+        for gap in used.gaps(0..len).into_iter().chain(journal.iter().cloned()) {
             overlay.set_zero(gap);
         }
         Ok(Image {
@@ -352,14 +366,12 @@ impl Ext4 {
 
 /// Must the bitmaps alone be trusted, because the ownership of blocks follows other rules?
 fn needs_bitmaps(superblock: &Superblock) -> bool {
-    let understood = superblock.has_compat(COMPAT_SPARSE_SUPER2);
-    let others = superblock
+    // These change where descriptors lie or where the journal is, but not who owns what.
+    let understood = ["external journal", "sparse_super2", "meta_bg"];
+    superblock
         .features_in_the_way()
-        .into_iter()
-        .filter(|name| name != "external journal" && !(understood && name == "sparse_super2"));
-    superblock.has_incompat(INCOMPAT_META_BG)
-        || superblock.has_ro_compat(RO_COMPAT_BIGALLOC)
-        || others.count() > 0
+        .iter()
+        .any(|name| !understood.contains(&name.as_str()))
 }
 
 fn unsound(findings: &Findings) -> Error {

@@ -472,6 +472,8 @@ pub struct Geometry {
     pub sparse_super: bool,
     /// The only groups with copies, with `sparse_super2`; 0 for none.
     pub backup_groups: Option<[GroupNr; 2]>,
+    /// With `meta_bg`: the first block of descriptors that lies in its meta group.
+    pub first_meta_bg: Option<u64>,
 }
 
 impl Geometry {
@@ -595,6 +597,9 @@ impl Geometry {
             backup_groups: superblock
                 .has_compat(COMPAT_SPARSE_SUPER2)
                 .then(|| superblock.s_backup_bgs()),
+            first_meta_bg: superblock
+                .has_incompat(INCOMPAT_META_BG)
+                .then(|| u64::from(superblock.s_first_meta_bg())),
         })
     }
 
@@ -650,11 +655,41 @@ impl Geometry {
 
     /// Returns how many blocks superblock, descriptors and reserved descriptors take in a group.
     pub fn super_blocks(&self, group: GroupNr) -> u64 {
+        u64::from(self.has_backup(group)) + self.descriptors_in(group).1 + self.reserved_in(group)
+    }
+
+    /// Returns which blocks of the descriptor table a group carries: the first one's index in the
+    /// table and how many.
+    pub fn descriptors_in(&self, group: GroupNr) -> (u64, u64) {
+        let per_block = self.block_size / self.desc_size;
+        let meta_group = u64::from(group) / per_block;
+        match self.first_meta_bg {
+            Some(first) if meta_group >= first => {
+                // The first, second and last group of each meta group have its one block.
+                let within = u64::from(group) % per_block;
+                let carries = within <= 1 || within == per_block - 1;
+                (meta_group, u64::from(carries))
+            }
+            Some(first) if self.has_backup(group) => (0, first.min(self.desc_blocks)),
+            None if self.has_backup(group) => (0, self.desc_blocks),
+            _ => (0, 0),
+        }
+    }
+
+    /// Returns how many reserved descriptor blocks a group carries.
+    pub fn reserved_in(&self, group: GroupNr) -> u64 {
         if self.has_backup(group) {
-            1 + self.desc_blocks + self.reserved_gdt_blocks
+            self.reserved_gdt_blocks
         } else {
             0
         }
+    }
+
+    /// Returns where a group's superblock or copy would be; with bigalloc and blocks of 1 KiB,
+    /// group 0 begins with the boot block.
+    pub fn super_start(&self, group: GroupNr) -> BlockNr {
+        let boot = group == 0 && self.block_size == 1024 && self.first_data_block == 0;
+        self.group_start(group) + u64::from(boot)
     }
 
     /// Returns the shape after a change to `blocks_count` blocks with `reserved` reserved GDT blocks.

@@ -2,13 +2,18 @@
 //!
 //! Such a filesystem keeps its size and every block that its bitmaps mark; nothing is rewritten.
 
+use std::ops::Range;
+
 use super::bitmap::bit;
 use super::findings::Findings;
 use super::group_desc::{BLOCK_UNINIT, GroupTable};
+use super::inode::Inode;
+use super::map::{MapError, read_map};
 use super::plan::parts;
-use super::superblock::{INCOMPAT_META_BG, SUPERBLOCK_OFFSET, Super};
+use super::superblock::{SUPERBLOCK_OFFSET, Super};
 use crate::error::Result;
 use crate::io::{RangeSet, ReadAt};
+use crate::units::{BlockNr, InodeNr};
 
 /// Returns the bytes in use.
 ///
@@ -31,13 +36,9 @@ pub fn used_bytes(
     for group in 0..geometry.groups {
         let start = geometry.group_start(group);
         let end = geometry.group_end(group);
-        // Descriptors and copies lie here or, with meta_bg, in the group's first two blocks.
-        let supers = if fs.superblock.has_incompat(INCOMPAT_META_BG) {
-            2
-        } else {
-            1 + geometry.desc_blocks + geometry.reserved_gdt_blocks
-        };
-        used.insert(geometry.bytes(start, supers.min(end - start)));
+        let first = geometry.super_start(group);
+        let supers = geometry.super_blocks(group).min(end.saturating_sub(first));
+        used.insert(geometry.bytes(first, supers));
         let desc = &table.groups[group as usize];
         for (block, count) in parts(desc, geometry.itable_blocks) {
             let fits = block > geometry.first_data_block
@@ -78,4 +79,44 @@ pub fn used_bytes(
         }
     }
     Ok(used)
+}
+
+/// Returns where the journal's old contents lie: all of the journal but its superblock. Empty if
+/// there is no journal inside, or it cannot be read.
+///
+/// # Errors
+/// What the device fails with.
+pub fn journal_contents(
+    fs: &Super,
+    table: &GroupTable,
+    device: &dyn ReadAt,
+) -> Result<Vec<Range<u64>>> {
+    let geometry = &fs.geometry;
+    let number = InodeNr(fs.superblock.s_journal_inum());
+    if number.0 == 0 || number.0 > geometry.inodes_count() {
+        return Ok(Vec::new());
+    }
+    let (group, index) = geometry.inode_place(number);
+    let slot = geometry.offset(table.groups[group as usize].inode_table())
+        + u64::from(index) * geometry.inode_size;
+    let inode = Inode(device.read_vec_at(slot, geometry.inode_size as usize)?);
+    if !inode.has_block_map(fs) {
+        return Ok(Vec::new());
+    }
+    let mut claimed = RangeSet::new();
+    let mut claim = |block: BlockNr, count: u64| {
+        let free = !claimed.intersects(block..block + count);
+        claimed.insert(block..block + count);
+        free
+    };
+    let map = match read_map(fs, device, number, &inode, &mut claim) {
+        Ok(map) => map,
+        Err(MapError::Device(error)) => return Err(error),
+        Err(MapError::Broken(_)) => return Ok(Vec::new()),
+    };
+    let without_superblock = map.extents.iter().map(|extent| {
+        let skip = u64::from(extent.logical == 0);
+        geometry.bytes(extent.start + skip, u64::from(extent.len()) - skip)
+    });
+    Ok(without_superblock.collect())
 }

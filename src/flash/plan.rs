@@ -184,7 +184,7 @@ mod tests {
         );
         assert_eq!(plan.bytes(), Some(811 * BLOCK + 100));
         let gap = 311 * BLOCK..500 * BLOCK;
-        assert_eq!(plan.unused(len + BLOCK, false), [gap.clone()]);
+        assert_eq!(plan.unused(len + BLOCK, false), std::slice::from_ref(&gap));
         assert_eq!(plan.unused(len + BLOCK, true), [gap, len..len + BLOCK]);
         assert_eq!(plan.next_written(320 * BLOCK), Some(500 * BLOCK));
         assert_eq!(plan.next_written(len), None);

@@ -12,6 +12,10 @@ use std::sync::Arc;
 use super::{ReadAt, WriteAt, check_range};
 use crate::error::{Error, Result};
 
+/// Is told of each write that a commit makes: the byte range and its new contents. An error of its
+/// own ends the commit.
+pub type OnWrite<'a> = &'a mut dyn FnMut(Range<u64>, &[u8]) -> Result<()>;
+
 /// Where the bytes of a run come from.
 #[derive(Clone, Debug)]
 pub enum Source {
@@ -235,7 +239,7 @@ impl Overlay {
         &self,
         target: &dyn WriteAt,
         last: Range<u64>,
-        written: &mut dyn FnMut(Range<u64>, &[u8]) -> Result<()>,
+        written: OnWrite<'_>,
     ) -> Result<()> {
         check_range(target.len(), 0, self.len)?;
         let moves: Vec<_> = self
@@ -281,7 +285,7 @@ fn copy_within(
     from: u64,
     to: u64,
     len: u64,
-    written: &mut dyn FnMut(Range<u64>, &[u8]) -> Result<()>,
+    written: OnWrite<'_>,
 ) -> Result<()> {
     let mut done = 0;
     while done < len {
@@ -299,7 +303,7 @@ fn write_run(
     target: &dyn WriteAt,
     range: Range<u64>,
     source: &Source,
-    written: &mut dyn FnMut(Range<u64>, &[u8]) -> Result<()>,
+    written: OnWrite<'_>,
 ) -> Result<()> {
     match source {
         Source::Base(_) => Ok(()),

@@ -1,6 +1,7 @@
 //! Extended attributes: in blocks and in slots, and the inodes that hold large values.
 
 use super::super::inode::{EA_INODE_FL, Inode};
+use super::super::raw::le16;
 use super::super::superblock::COMPAT_EXT_ATTR;
 use super::super::xattr::{self, Area, BadXattr, Value, Xattr};
 use super::Check;
@@ -16,10 +17,20 @@ const SIZE_MAX: u32 = 1 << 16;
 /// What a set of attributes says about its owner.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Summary {
-    /// Blocks that the owner is charged for ea_inodes.
+    /// Blocks and inodes that the owner is charged for ea_inodes.
     pub charge: u64,
-    /// Length and first byte of the encryption policy, if there is one.
-    pub policy: Option<(usize, u8)>,
+    pub ea_inodes: u64,
+    /// The encryption policy, if there is one.
+    pub policy: Option<Policy>,
+}
+
+/// An encryption policy: a number that stands for its contents, which are opaque.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Policy {
+    Known(u32),
+    /// Of a version that is not known.
+    Foreign,
+    Invalid,
 }
 
 /// Whose attributes they are.
@@ -71,8 +82,12 @@ impl Check<'_> {
             ));
         }
         let summary = self.attributes(Owner::Block(block), bytes, &area)?;
-        if summary.charge > 0 {
-            self.ea_charges.insert(block, summary.charge);
+        if summary.ea_inodes > 0 {
+            self.ea_charges
+                .insert(block, (summary.charge, summary.ea_inodes));
+        }
+        if let Some(policy) = summary.policy {
+            self.block_policies.insert(block, policy);
         }
         Ok(())
     }
@@ -107,17 +122,21 @@ impl Check<'_> {
                         taken.push(value.start..value.start + len);
                     }
                     if xattr.name_index == INDEX_ENCRYPTION && xattr.name == b"c" {
-                        let version = bytes.get(value.start).copied().unwrap_or(0);
-                        summary.policy = Some((value.len(), version));
+                        summary.policy = Some(self.policy(&bytes[value.clone()]));
                     }
                     self.value_hash(owner, bytes, &xattr);
                 }
                 Value::Inode { number, size } => {
                     summary.charge += self.large_value(owner, &xattr, *number, *size)?;
+                    summary.ea_inodes += 1;
                 }
             }
             if matches!(owner, Owner::Block(_)) && xattr.name_index == 0 {
                 self.attribute_damaged(owner, "an attribute has no kind of name");
+            }
+            // Even where there is no value.
+            if area.base + usize::from(le16(bytes, xattr.offset + 2)) > bytes.len() {
+                self.attribute_damaged(owner, "an attribute's value goes past the end");
             }
         }
         taken.push(end..end + 4);
@@ -137,6 +156,19 @@ impl Check<'_> {
             Owner::Slot { number, .. } => self.inode_damaged(number, text),
             Owner::Block(block) => self.damaged(format_args!("xattr block {block}: {text}")),
         }
+    }
+
+    /// Numbers the policies as they are met; what follows the policy is a nonce.
+    fn policy(&mut self, context: &[u8]) -> Policy {
+        let policy = match (context.first(), context.len()) {
+            (Some(1), 28) => &context[..12],
+            (Some(2), 40) => &context[..24],
+            (None | Some(0..=2), _) => return Policy::Invalid,
+            _ => return Policy::Foreign,
+        };
+        // OK: there are fewer policies than inodes.
+        let next = self.policies.len() as u32;
+        Policy::Known(*self.policies.entry(policy.to_vec()).or_insert(next))
     }
 
     fn value_hash(&mut self, owner: Owner, bytes: &[u8], xattr: &Xattr<'_>) {

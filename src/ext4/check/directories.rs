@@ -271,7 +271,7 @@ impl Check<'_> {
         }
         if position == Position::DotDot {
             self.dirs[dir].dotdot = entry.inode.0;
-        } else if entry.inode != number || entry.rec_len > 24 {
+        } else if entry.inode != number {
             self.inode_damaged(number, "is a directory with a wrong '.'");
         }
     }
@@ -303,7 +303,8 @@ impl Check<'_> {
         } else {
             0
         };
-        if entry.file_type != expected {
+        // Entries from before the filesystem had types have none.
+        if entry.file_type != expected && entry.file_type != 0 {
             self.inode_damaged(
                 record.number,
                 format_args!(
@@ -316,6 +317,35 @@ impl Check<'_> {
         }
         if position == Position::Later {
             self.child(record.number, place, entry.name);
+            self.child_policy(dir, place, entry.name);
+        }
+    }
+
+    /// What is in an encrypted directory is encrypted in the same way, devices and the like aside.
+    fn child_policy(&mut self, dir: usize, place: usize, name: &[u8]) {
+        let record = self.dir_record(dir);
+        if record.flags & ENCRYPT_FL == 0 {
+            return;
+        }
+        let policy_of = |place: u32| {
+            let index = self.encrypted.binary_search_by_key(&place, |known| known.0);
+            index.ok().map(|index| self.encrypted[index].1)
+        };
+        let child = &self.meta.inodes[place];
+        let plain_is_fine = !matches!(child.mode & S_IFMT, S_IFREG | S_IFDIR | S_IFLNK);
+        // OK: there are fewer inodes than 2^32.
+        let fits = match policy_of(place as u32) {
+            None => plain_is_fine,
+            policy => policy == policy_of(self.dirs[dir].place),
+        };
+        if !fits {
+            self.inode_damaged(
+                record.number,
+                format_args!(
+                    "entry '{}' is not encrypted as its directory is",
+                    name.escape_ascii()
+                ),
+            );
         }
     }
 

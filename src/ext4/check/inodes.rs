@@ -2,21 +2,21 @@
 
 use super::super::dir::{InlineDir, inline_data};
 use super::super::inode::{
-    BAD_INO, CASEFOLD_FL, EA_INODE_FL, ENCRYPT_FL, EXTENTS_FL, HUGE_FILE_FL, I_BLOCK_SIZE,
-    INDEX_FL, INLINE_DATA_FL, Inode, JOURNAL_INO, RESIZE_INO, ROOT_INO, S_IFBLK, S_IFCHR, S_IFDIR,
-    S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, VERITY_FL,
+    BAD_INO, CASEFOLD_FL, ENCRYPT_FL, EXTENTS_FL, HUGE_FILE_FL, I_BLOCK_SIZE, INDEX_FL,
+    INLINE_DATA_FL, Inode, JOURNAL_INO, RESIZE_INO, ROOT_INO, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
+    S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, VERITY_FL,
 };
 use super::super::map::{EXTENT_MAGIC, MapKind};
 use super::super::metadata::InodeRecord;
 use super::super::raw::{le16, le32};
 use super::super::superblock::{
-    COMPAT_DIR_INDEX, COMPAT_HAS_JOURNAL, COMPAT_IMAGIC_INODES, COMPAT_ORPHAN_FILE, INCOMPAT_64BIT,
-    INCOMPAT_CASEFOLD, INCOMPAT_EXTENTS, INCOMPAT_INLINE_DATA, INCOMPAT_LARGEDIR,
-    RO_COMPAT_HUGE_FILE, RO_COMPAT_LARGE_FILE, RO_COMPAT_QUOTA, Superblock,
+    COMPAT_DIR_INDEX, COMPAT_HAS_JOURNAL, COMPAT_IMAGIC_INODES, COMPAT_ORPHAN_FILE,
+    COMPAT_RESIZE_INODE, INCOMPAT_64BIT, INCOMPAT_CASEFOLD, INCOMPAT_EXTENTS, INCOMPAT_INLINE_DATA,
+    INCOMPAT_LARGEDIR, RO_COMPAT_HUGE_FILE, RO_COMPAT_LARGE_FILE, RO_COMPAT_QUOTA, Superblock,
 };
 use super::super::xattr;
 use super::Check;
-use super::attributes::{Owner, Summary};
+use super::attributes::{Owner, Policy, Summary};
 use crate::error::Result;
 use crate::units::InodeNr;
 
@@ -90,7 +90,7 @@ impl Check<'_> {
                             self.live_inode(place, &Inode(slot))?;
                             place += 1;
                         }
-                        _ => self.other_slot(number, &Inode(slot)),
+                        _ => self.other_slot(number, &Inode(slot))?,
                     }
                 }
             }
@@ -106,7 +106,7 @@ impl Check<'_> {
 
     /// Is a deletion time really an inode's number, a link of the list of orphans? Clocks that stood
     /// at 1970 make the same numbers.
-    fn is_low_dtime(&self, dtime: u32) -> bool {
+    pub(super) fn is_low_dtime(&self, dtime: u32) -> bool {
         let bytes = self.fs.superblock.bytes();
         let count = self.fs.superblock.s_inodes_count();
         // s_mtime, s_wtime, s_mkfs_time
@@ -117,29 +117,35 @@ impl Check<'_> {
     }
 
     /// A slot that holds no inode in use.
-    fn other_slot(&mut self, number: InodeNr, inode: &Inode<&[u8]>) {
-        if crate::io::is_zero(inode.bytes()) {
-            return;
+    fn other_slot(&mut self, number: InodeNr, inode: &Inode<&[u8]>) -> Result<()> {
+        if number == BAD_INO {
+            return self.bad_blocks_inode(inode);
         }
-        if number == RESIZE_INO || number == BAD_INO {
-            return;
+        let has_resize_inode = self.fs.superblock.has_compat(COMPAT_RESIZE_INODE);
+        if number == RESIZE_INO && has_resize_inode || crate::io::is_zero(inode.bytes()) {
+            return Ok(());
         }
+        let bad_checksum = !inode.checksum_matches(&self.fs.checksums, number);
+        let low_dtime = self.is_low_dtime(inode.i_dtime());
         if number.0 < self.fs.superblock.first_ino() {
-            let empty_tree = inode.has_flag(EXTENTS_FL)
-                && le16(inode.i_block(), 0) == EXTENT_MAGIC
-                && le16(inode.i_block(), 2) == 0;
-            let blocks = !empty_tree && inode.i_block().iter().any(|&byte| byte != 0);
-            if inode.i_mode() != 0 || blocks || inode.blocks_512(self.fs) != 0 {
+            let used_elsewhere = matches!(number, JOURNAL_INO | InodeNr(3 | 4));
+            if inode.i_mode() != 0
+                || inode.blocks_512(self.fs) != 0
+                || inode.file_acl(self.fs) != 0
+                || used_elsewhere && le32(inode.i_block(), 0) != 0
+                || inode.has_flag(CASEFOLD_FL | INLINE_DATA_FL | EXTENTS_FL | INDEX_FL)
+                || low_dtime
+                || bad_checksum
+            {
                 self.inode_damaged(number, "is reserved but not empty");
             }
+            return Ok(());
         }
         let undead = inode.i_mode() != 0 && inode.i_dtime() == 0;
-        if undead
-            || self.is_low_dtime(inode.i_dtime())
-            || !inode.checksum_matches(&self.fs.checksums, number)
-        {
+        if undead || low_dtime || bad_checksum {
             self.leftovers += 1;
         }
+        Ok(())
     }
 
     fn live_inode(&mut self, place: usize, inode: &Inode<&[u8]>) -> Result<()> {
@@ -168,8 +174,10 @@ impl Check<'_> {
         self.inline(place, inode);
         self.sizes(record);
         self.block_count(record, inode, charge);
+        let ea_inodes = summary.ea_inodes + self.shared_charge(record).1;
+        self.charge_quota(record, inode, ea_inodes);
         if record.flags & ENCRYPT_FL != 0 {
-            self.encryption(record, summary);
+            self.encryption(place, summary);
         }
         Ok(())
     }
@@ -239,10 +247,6 @@ impl Check<'_> {
                 "is the root directory, but not a directory",
             ),
             (
-                bad_times(inode),
-                "has a time before 1970 in a wrong encoding",
-            ),
-            (
                 record.mode & S_IFMT == S_IFREG
                     && record.size >= LARGE_FILE
                     && !superblock.has_ro_compat(RO_COMPAT_LARGE_FILE),
@@ -308,16 +312,12 @@ impl Check<'_> {
         let spare = inode.i_block()[16..].iter().any(|&byte| byte != 0);
         let problems = [
             (
-                has(INDEX_FL | EXTENTS_FL | INLINE_DATA_FL),
+                has(INDEX_FL | EXTENTS_FL),
                 "is a device, pipe or socket with the flags of a file",
             ),
             (
                 has(IMMUTABLE_FL | APPEND_FL) && spare,
                 "is a device, pipe or socket with the contents of a file",
-            ),
-            (
-                has(IMMUTABLE_FL | APPEND_FL),
-                "is a device, pipe or socket that is immutable or append-only",
             ),
             (record.size != 0, "is a device, pipe or socket with a size"),
         ];
@@ -327,9 +327,6 @@ impl Check<'_> {
     }
 
     fn symlink(&mut self, record: &InodeRecord, inode: &Inode<&[u8]>) -> Result<()> {
-        if record.flags & (IMMUTABLE_FL | APPEND_FL) != 0 {
-            self.inode_damaged(record.number, "is an immutable or append-only symlink");
-        }
         if record.flags & INLINE_DATA_FL != 0 {
             let inline = inline_data(inode).map(|more| (I_BLOCK_SIZE + more.len()) as u64);
             if inline != Some(record.size) {
@@ -465,7 +462,7 @@ impl Check<'_> {
         let xattr = if record.file_acl == 0 {
             0
         } else {
-            1 + self.ea_charges.get(&record.file_acl).copied().unwrap_or(0)
+            1 + self.shared_charge(record).0
         };
         let expected = (data + nodes + xattr + charge) * (geometry.block_size / 512);
         let huge = record.flags & HUGE_FILE_FL != 0
@@ -478,17 +475,24 @@ impl Check<'_> {
         }
     }
 
+    /// Returns blocks and inodes that it is charged for the large values of its xattr block.
+    fn shared_charge(&self, record: &InodeRecord) -> (u64, u64) {
+        self.ea_charges
+            .get(&record.file_acl)
+            .copied()
+            .unwrap_or_default()
+    }
+
     /// The policy itself is opaque, but it has to be there.
-    fn encryption(&mut self, record: &InodeRecord, summary: Summary) {
-        let fits = match summary.policy {
-            Some((len, 1)) => len == 28,
-            Some((len, 2)) => len == 40,
-            Some((_, version)) => version > 2,
-            // It may lie in the xattr block, whose attributes are checked for all sharers at once.
-            None => record.file_acl != 0,
-        };
-        if !fits && record.flags & EA_INODE_FL == 0 {
-            self.inode_damaged(record.number, "is encrypted but has no valid policy");
+    fn encryption(&mut self, place: usize, summary: Summary) {
+        let record = &self.meta.inodes[place];
+        let in_block = self.block_policies.get(&record.file_acl).copied();
+        match summary.policy.or(in_block) {
+            // OK: there are fewer inodes than 2^32.
+            Some(policy @ (Policy::Known(_) | Policy::Foreign)) => {
+                self.encrypted.push((place as u32, policy));
+            }
+            _ => self.inode_damaged(record.number, "is encrypted but has no valid policy"),
         }
     }
 }
@@ -497,15 +501,4 @@ impl Check<'_> {
 fn is_extent_header(i_block: &[u8]) -> bool {
     let (entries, max) = (le16(i_block, 2), le16(i_block, 4));
     le16(i_block, 0) == EXTENT_MAGIC && entries <= max && (2..=4).contains(&max)
-}
-
-/// Old kernels stored times before 1970 with the bits that mean a time after 2310.
-fn bad_times(inode: &Inode<&[u8]>) -> bool {
-    const EPOCH: u32 = 3;
-    let slot = inode.bytes();
-    // i_atime, i_ctime, i_mtime, i_crtime with their extra fields
-    [(0x08, 0x8C), (0x0C, 0x84), (0x10, 0x88), (0x90, 0x94)]
-        .into_iter()
-        .filter(|&(_, extra)| slot.len() >= extra + 4)
-        .any(|(time, extra)| le32(slot, time) >> 31 == 1 && le32(slot, extra) & EPOCH == EPOCH)
 }

@@ -8,6 +8,7 @@
 //! special      resize, journal, orphan file, reserved inodes
 //! directories  first blocks, then the others   entries, types, hashes, who refers to whom
 //! tree         in memory                       one parent each, no loops, link counts
+//! quotas       the quota files                 usage of each user, group and project
 //! ```
 //! Memory: 5 bytes for each inode in use, 16 for each directory block, 28 for each block of an
 //! indexed directory.
@@ -21,36 +22,44 @@ mod directories;
 mod dirhash;
 mod index;
 mod inodes;
+mod quota;
 mod special;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use attributes::Policy;
+
 use super::bitmap::Bitmap;
 use super::findings::Findings;
+use super::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
 use super::metadata::{InodeRecord, Metadata};
 use super::superblock::{
-    COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, INCOMPAT_64BIT,
-    INCOMPAT_CSUM_SEED, INCOMPAT_EXTENTS, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM, Super,
+    COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, RO_COMPAT_BIGALLOC, Super,
 };
 use crate::error::Result;
 use crate::io::ReadAt;
 use crate::units::{BlockNr, InodeNr};
 
-/// Checks a filesystem whose journal was replayed and whose orphans were finished in `view`.
+/// Checks a filesystem whose journal was replayed and whose orphans were finished in `view`, and whose
+/// metadata was read without damage: then its tables, maps and xattr blocks are where they can be.
 ///
 /// # Errors
 /// Only what the device fails with; damage is in the findings.
 pub fn check(view: &dyn ReadAt, meta: &Metadata) -> Result<Findings> {
     let mut check = Check::new(view, meta);
     check.superblock();
+    check.groups();
     check.xattr_blocks()?;
     check.inodes()?;
     check.special_inodes()?;
     check.directories()?;
     check.tree();
     check.link_counts()?;
+    check.quotas()?;
     Ok(check.findings)
 }
 
@@ -68,8 +77,14 @@ struct Check<'a> {
     indexes: Vec<(u32, index::Index)>,
     /// How many attributes refer to each ea_inode.
     ea_references: BTreeMap<InodeNr, u64>,
-    /// Blocks that sharers of an xattr block are charged for its ea_inodes, where there are any.
-    ea_charges: BTreeMap<BlockNr, u64>,
+    /// Blocks and inodes that sharers of an xattr block are charged for its ea_inodes, if any.
+    ea_charges: BTreeMap<BlockNr, (u64, u64)>,
+    usages: quota::Usages,
+    /// The encryption policies that were met, those in xattr blocks, and those of encrypted inodes by
+    /// place, ascending.
+    policies: BTreeMap<Vec<u8>, u32>,
+    block_policies: BTreeMap<BlockNr, Policy>,
+    encrypted: Vec<(u32, Policy)>,
     /// Deleted inodes whose slots are not as e2fsck wants them.
     leftovers: u64,
 }
@@ -107,6 +122,10 @@ impl<'a> Check<'a> {
             indexes: Vec::new(),
             ea_references: BTreeMap::new(),
             ea_charges: BTreeMap::new(),
+            usages: quota::Usages::default(),
+            policies: BTreeMap::new(),
+            block_policies: BTreeMap::new(),
+            encrypted: Vec::new(),
             leftovers: 0,
         }
     }
@@ -136,35 +155,39 @@ impl<'a> Check<'a> {
         &self.meta.inodes[self.dirs[dir].place as usize]
     }
 
+    /// Flags that count only with checksums over the descriptors.
+    fn groups(&mut self) {
+        if self.fs.superblock.has_group_checksums() {
+            return;
+        }
+        for (group, desc) in self.meta.table.groups.iter().enumerate() {
+            if desc.has_flag(INODE_UNINIT | BLOCK_UNINIT) || desc.itable_unused() != 0 {
+                self.findings.damaged(format_args!(
+                    "group {group}: is marked as not initialised without the feature for it"
+                ));
+            }
+        }
+    }
+
     /// Features and numbers of the superblock that contradict each other.
     fn superblock(&mut self) {
+        const S_JOURNAL_UUID: std::ops::Range<usize> = 0xD0..0xE0;
         let superblock = &self.fs.superblock;
-        let csum = superblock.has_ro_compat(RO_COMPAT_METADATA_CSUM);
         let journal = superblock.has_compat(COMPAT_HAS_JOURNAL);
         let resize = superblock.has_compat(COMPAT_RESIZE_INODE);
         let orphan_file = superblock.has_compat(COMPAT_ORPHAN_FILE);
-        let extra_max = self.fs.geometry.inode_size - 128;
-        let bad_extra = |size: u16| {
-            size != 0 && extra_max > 0 && !(4..=extra_max).contains(&u64::from(size))
-                || extra_max > 0 && !size.is_multiple_of(4)
-        };
+        let external = !crate::io::is_zero(&superblock.bytes()[S_JOURNAL_UUID]);
+        let internal = superblock.s_journal_inum() != 0;
+        let bigalloc = superblock.has_ro_compat(RO_COMPAT_BIGALLOC);
         let contradictions = [
             (
-                csum && superblock.has_ro_compat(RO_COMPAT_GDT_CSUM),
-                "has both metadata_csum and uninit_bg",
-            ),
-            (
-                !csum && superblock.has_incompat(INCOMPAT_CSUM_SEED),
-                "has metadata_csum_seed without metadata_csum",
-            ),
-            (
-                superblock.has_incompat(INCOMPAT_64BIT)
-                    && !superblock.has_incompat(INCOMPAT_EXTENTS),
-                "has 64bit without extents",
-            ),
-            (
-                !journal && superblock.s_journal_inum() != 0,
+                !journal && (internal || external || superblock.s_journal_dev() != 0),
                 "names a journal, but lacks has_journal",
+            ),
+            (journal && internal && external, "names two journals"),
+            (
+                !bigalloc && superblock.s_log_cluster_size() != superblock.s_log_block_size(),
+                "has clusters without bigalloc",
             ),
             (
                 !resize && superblock.s_reserved_gdt_blocks() != 0,
@@ -180,11 +203,6 @@ impl<'a> Check<'a> {
             (
                 superblock.r_blocks_count() > superblock.blocks_count() / 2,
                 "reserves more than half of all blocks",
-            ),
-            (
-                bad_extra(superblock.s_min_extra_isize())
-                    || bad_extra(superblock.s_want_extra_isize()),
-                "has an impossible s_min_extra_isize or s_want_extra_isize",
             ),
         ];
         for (wrong, text) in contradictions {

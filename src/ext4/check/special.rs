@@ -1,8 +1,8 @@
 //! The filesystem's own files: resize inode, journal, orphan file.
 
 use super::super::checksum::crc32c;
-use super::super::inode::{Inode, RESIZE_INO, S_IFMT, S_IFREG};
-use super::super::map::Extent;
+use super::super::inode::{BAD_INO, INLINE_DATA_FL, Inode, RESIZE_INO, S_IFMT, S_IFREG};
+use super::super::map::{Extent, MapError, read_map};
 use super::super::metadata::InodeRecord;
 use super::super::raw::le32;
 use super::super::superblock::{
@@ -11,6 +11,7 @@ use super::super::superblock::{
 use super::Check;
 use super::batch::for_each_block;
 use crate::error::Result;
+use crate::io::RangeSet;
 use crate::units::{BlockNr, InodeNr};
 
 /// The shortest journal in blocks.
@@ -115,7 +116,7 @@ impl Check<'_> {
             block,
             inode.i_mode() & S_IFMT == S_IFREG,
             inode.i_links_count() != 0,
-            needs_feature,
+            needs_feature || self.is_low_dtime(inode.i_dtime()),
         ) else {
             self.inode_damaged(RESIZE_INO, "is no valid resize inode");
             return Ok(());
@@ -123,7 +124,7 @@ impl Check<'_> {
         self.resize_lists(&inode, block)
     }
 
-    /// The lists of reserved descriptor blocks and their backups.
+    /// The lists of reserved descriptor blocks and their backups, which an image gets anew.
     fn resize_lists(&mut self, inode: &Inode, double_indirect: BlockNr) -> Result<()> {
         let geometry = &self.fs.geometry;
         let block_size = geometry.block_size;
@@ -135,61 +136,68 @@ impl Check<'_> {
         let backups: Vec<u64> = (1..geometry.groups)
             .filter(|&group| geometry.has_backup(group))
             .map(|group| u64::from(group) * geometry.blocks_per_group)
+            .take(per_block as usize)
             .collect();
         let lists = read(double_indirect)?;
         let first = geometry.first_data_block + 1 + geometry.desc_blocks;
         let reserved = geometry.reserved_gdt_blocks;
-        // What e2fsck looks at: the first quarter of the lists.
-        let checked = reserved / 4;
-        let (mut damaged, mut stale) = (false, false);
-        let mut pointers = 1u64;
+        let pointers = 1 + reserved * (1 + backups.len() as u64);
+        let mut stale = inode.blocks_512(self.fs) != pointers * (block_size / 512);
         let mut last = 0;
         for slot in 0..per_block {
-            let entry = u64::from(le32(&lists, 4 * slot as usize));
-            // OK: `slot` stands for the reserved block whose number is this far behind the first.
+            // How far behind the first one the reserved block lies that belongs into this slot.
             let k = (slot + per_block - geometry.desc_blocks % per_block) % per_block;
+            let entry = u64::from(le32(&lists, 4 * slot as usize));
             let expected = if k < reserved { first + k } else { 0 };
-            if entry != expected {
-                damaged |= k < checked;
-                stale = true;
-            }
-            if entry == 0 {
+            stale |= entry != expected;
+            if expected == 0 {
                 continue;
             }
-            if entry >= geometry.blocks_count {
-                self.inode_damaged(RESIZE_INO, "is the resize inode, but points outside");
-                return Ok(());
-            }
-            pointers += 1;
-            let list = read(entry)?;
-            for (index, bytes) in list.chunks_exact(4).enumerate() {
-                let pointer = u64::from(le32(bytes, 0));
-                let expected = backups.get(index).map_or(0, |offset| entry + offset);
-                damaged |= pointer >= geometry.blocks_count;
-                if pointer != 0 {
-                    pointers += 1;
+            for (index, bytes) in read(expected)?.chunks_exact(4).enumerate() {
+                let expected = backups.get(index).map_or(0, |offset| expected + offset);
+                stale |= u64::from(le32(bytes, 0)) != expected;
+                if expected != 0 {
                     last = 12 + per_block + slot * per_block + index as u64;
-                }
-                if pointer != expected {
-                    damaged |= k < checked && pointer != expected && index < backups.len();
-                    stale = true;
                 }
             }
         }
-        let counted = inode.blocks_512(self.fs);
-        let expected = pointers * (block_size / 512);
-        if damaged {
-            self.inode_damaged(RESIZE_INO, "is the resize inode, but its lists are wrong");
-        } else if counted != expected {
-            self.inode_damaged(
-                RESIZE_INO,
-                format_args!("counts {counted} sectors but has {expected}"),
-            );
-        } else if inode.size() < last * block_size {
+        if inode.size() < last * block_size {
             self.inode_damaged(RESIZE_INO, "is the resize inode, but has a wrong size");
-        } else if stale {
+        }
+        if stale {
             self.findings
                 .repaired("the resize inode's lists were out of date");
+        }
+        Ok(())
+    }
+
+    /// The list of bad blocks: no file of its own, and it may not claim what others use.
+    pub(super) fn bad_blocks_inode(&mut self, inode: &Inode<&[u8]>) -> Result<()> {
+        let owner = inode.i_mode() != 0
+            || inode.i_uid_lo() != 0
+            || inode.i_gid_lo() != 0
+            || inode.i_links_count() != 0
+            || inode.has_flag(INLINE_DATA_FL)
+            || inode.file_acl(self.fs) != 0;
+        if owner || !inode.checksum_matches(&self.fs.checksums, BAD_INO) {
+            self.inode_damaged(BAD_INO, "is no valid list of bad blocks");
+            return Ok(());
+        }
+        if inode.i_block().iter().all(|&byte| byte == 0) {
+            return Ok(());
+        }
+        let mut claimed = RangeSet::new();
+        let mut claim = |block: BlockNr, count: u64| {
+            let range = block..block + count;
+            let free =
+                self.meta.used.count(range.clone()) == 0 && !claimed.intersects(range.clone());
+            claimed.insert(range);
+            free
+        };
+        match read_map(self.fs, self.view, BAD_INO, inode, &mut claim) {
+            Ok(_) => {}
+            Err(MapError::Device(error)) => return Err(error),
+            Err(MapError::Broken(text)) => self.inode_damaged(BAD_INO, text),
         }
         Ok(())
     }

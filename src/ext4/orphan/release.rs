@@ -8,7 +8,7 @@ use crate::ext4::inode::{EA_INODE_FL, Inode};
 use crate::ext4::inode_table::Slot;
 use crate::ext4::raw::{join, le32, put32};
 use crate::ext4::superblock::INCOMPAT_EA_INODE;
-use crate::units::{BlockNr, InodeNr, round_up};
+use crate::units::{BlockNr, InodeNr};
 
 const XATTR_MAGIC: u32 = 0xEA02_0000;
 const H_REFCOUNT: usize = 4;
@@ -17,20 +17,15 @@ const H_CHECKSUM: usize = 16;
 const BLOCK_HEADER: usize = 32;
 const ENTRY: usize = 16;
 
-/// A value that lies in an inode of its own.
-struct ValueInode {
-    number: InodeNr,
-    size: u32,
-}
-
 impl Work<'_> {
     /// Lets go of the attributes of an inode that is being deleted.
     pub(super) fn release_attributes(&mut self, slot: &Slot) -> Result<()> {
         let has_value_inodes = self.fs.superblock.has_incompat(INCOMPAT_EA_INODE);
         if has_value_inodes {
-            for value in value_inodes(in_inode(&slot.inode), slot.number)? {
-                self.charge_value(&slot.inode, &value);
-                self.release_value(&value)?;
+            let values = value_inodes(in_inode(&slot.inode), slot.number)?;
+            self.charge_values(&slot.inode, &values);
+            for number in values {
+                self.release_value(number)?;
             }
         }
         let block = slot.inode.file_acl(self.fs);
@@ -44,13 +39,11 @@ impl Work<'_> {
             Vec::new()
         };
         // Each sharer pays for the values, the block holds the references.
-        for value in &values {
-            self.charge_value(&slot.inode, value);
-        }
+        self.charge_values(&slot.inode, &values);
         let left = le32(&bytes, H_REFCOUNT) - 1;
         if left == 0 {
-            for value in &values {
-                self.release_value(value)?;
+            for number in values {
+                self.release_value(number)?;
             }
         }
         // Also when nobody is left, so that another orphan that claims a share is found out.
@@ -94,24 +87,20 @@ impl Work<'_> {
         Ok(bytes)
     }
 
-    fn charge_value(&mut self, owner: &Inode, value: &ValueInode) {
-        if owner.has_flag(EA_INODE_FL) {
-            return;
+    /// An owner pays for each value as for an inode; its bytes are part of the owner's `i_blocks`.
+    fn charge_values(&mut self, owner: &Inode, values: &[InodeNr]) {
+        if !owner.has_flag(EA_INODE_FL) {
+            self.charge(owner, values.len() as i64, 0);
         }
-        let cluster = self.fs.geometry.block_size * self.fs.geometry.cluster_ratio;
-        // OK: 32 bits, rounded up to at most 2^36, do not overflow.
-        let bytes = round_up(u64::from(value.size), cluster).unwrap_or(u64::MAX);
-        self.charge(owner, 1, bytes);
     }
 
     /// Drops a reference to an attribute inode, and the inode with the last one.
-    fn release_value(&mut self, value: &ValueInode) -> Result<()> {
-        let mut slot = self.read_inode(value.number)?;
+    fn release_value(&mut self, number: InodeNr) -> Result<()> {
+        let mut slot = self.read_inode(number)?;
         let inode = &mut slot.inode;
         if !inode.has_flag(EA_INODE_FL) || inode.i_links_count() == 0 {
             return Err(Error::unsound(format!(
-                "ext4: inode {} is no extended attribute's value",
-                value.number
+                "ext4: inode {number} is no extended attribute's value"
             )));
         }
         // The reference count lies where other inodes keep ctime and version.
@@ -140,7 +129,7 @@ fn in_inode(inode: &Inode) -> &[u8] {
 }
 
 /// Lists the attribute inodes that `entries` refer to.
-fn value_inodes(entries: &[u8], owner: InodeNr) -> Result<Vec<ValueInode>> {
+fn value_inodes(entries: &[u8], owner: InodeNr) -> Result<Vec<InodeNr>> {
     let mut values = Vec::new();
     let mut at = 0;
     // Four zero bytes end the list; it may also end with its area.
@@ -152,10 +141,7 @@ fn value_inodes(entries: &[u8], owner: InodeNr) -> Result<Vec<ValueInode>> {
         }
         let number = le32(entries, at + 4);
         if number != 0 {
-            values.push(ValueInode {
-                number: InodeNr(number),
-                size: le32(entries, at + 8),
-            });
+            values.push(InodeNr(number));
         }
         at += ENTRY + usize::from(entries[at]).next_multiple_of(4);
     }

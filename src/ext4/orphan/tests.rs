@@ -87,7 +87,7 @@ fn judged(orphans: &Orphans, disk: &MemoryDisk) -> Image {
     let image = Image(Scratch::file(&bytes));
     let (code, text) = image.0.ask("e2fsck", &["-fy", "-E", "no_optimize_extents"]);
     let complaints: Vec<_> = text.lines().filter(|line| !is_about_counts(line)).collect();
-    assert!(code <= 1 && complaints.len() == 0, "{code}: {text}");
+    assert!(code <= 1 && complaints.is_empty(), "{code}: {text}");
     image
 }
 
@@ -199,6 +199,35 @@ fn deletes_what_has_no_links() {
                 .is_empty()
         );
     }
+}
+
+#[test]
+fn quota_files_forget_orphans() {
+    let folder = Scratch::folder();
+    sparse_file(&folder, "deleted", 900, 2000);
+    sparse_file(&folder, "cut", 900, 2000);
+    let value = Scratch::file(&[b'v'; 5000]);
+    let image = Image::new(&["-O", "quota,project,ea_inode"], &folder);
+    let path = value.as_ref().to_str().unwrap();
+    image.debugfs(&format!("ea_set -f {path} /deleted user.large"));
+    let (deleted, cut) = (image.number("deleted"), image.number("cut"));
+    for number in [deleted, cut] {
+        image.debugfs(&format!("sif <{number}> uid 1000"));
+        image.debugfs(&format!("sif <{number}> projid 77"));
+    }
+    // Counts the usage as it is before the files become orphans.
+    let (code, text) = image.0.ask("e2fsck", &["-fy", "-E", "no_optimize_extents"]);
+    assert!(code <= 1, "{text}");
+    image.0.run("e2fsck", &["-fn"]);
+    image.debugfs("unlink /deleted");
+    image.enlist(&[(deleted, None), (cut, Some(5000))]);
+    let disk = MemoryDisk::from(image.0.read());
+    let ext4 = crate::ext4::Ext4::open(&disk).unwrap();
+    let kept = ext4.image(&disk, crate::ext4::Target::Keep).unwrap();
+    let bytes = kept.overlay.over(&disk).read_vec_at(0, LEN as usize);
+    let result = Scratch::file(&bytes.unwrap());
+    let text = result.run("e2fsck", &["-fn"]);
+    assert!(!text.contains("QUOTA"), "{text}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Work<'_> {
         if kept.len() == map.extents.len() && map.extents.last() == kept.last() {
             return Ok(());
         }
-        let before = slot.inode.blocks_512(self.fs);
+        let mapped = self.sectors(&map.extents, &map.nodes);
         let (extents, nodes, built);
         let mut i_block = [0; I_BLOCK_SIZE];
         if slot.inode.has_flag(EXTENTS_FL) {
@@ -62,11 +62,12 @@ impl Work<'_> {
             let offset = self.fs.geometry.offset(block);
             self.orphans.overlay.set_bytes(offset, bytes);
         }
-        let after = self.sectors(slot, &extents, &nodes);
+        // Attributes count as well, and stay: only the difference is known here.
+        let freed = mapped.saturating_sub(self.sectors(&extents, &nodes));
+        let before = slot.inode.blocks_512(self.fs);
+        let after = before.saturating_sub(freed);
         slot.inode.set_blocks_512(self.fs, after);
-        let freed = before.saturating_sub(after).saturating_mul(512);
-        let owner = slot.inode.clone();
-        self.charge(&owner, 0, freed);
+        self.charge(&slot.inode, 0, (before - after).saturating_mul(512));
         Ok(())
     }
 
@@ -110,8 +111,8 @@ impl Work<'_> {
         }
     }
 
-    /// Counts what a file uses, in units of 512 bytes: whole clusters, also for parts of them.
-    fn sectors(&self, slot: &Slot, extents: &[Extent], nodes: &[Node]) -> u64 {
+    /// Counts what a map takes, in units of 512 bytes: whole clusters, also for parts of them.
+    fn sectors(&self, extents: &[Extent], nodes: &[Node]) -> u64 {
         let geometry = &self.fs.geometry;
         let cluster = geometry.cluster_ratio;
         let mut clusters = nodes.len() as u64;
@@ -122,9 +123,6 @@ impl Work<'_> {
             let is_shared = last == Some(first);
             clusters += end - first - u64::from(is_shared);
             last = Some(end - 1);
-        }
-        if slot.inode.file_acl(self.fs) != 0 {
-            clusters += 1;
         }
         // OK: at most the number of blocks on the device, in sectors.
         clusters * cluster * (geometry.block_size / 512)
