@@ -202,7 +202,7 @@ impl Volume {
                     clean: true,
                     ..Facts::default()
                 };
-                let stored = RangeSet::from_iter([0..header]);
+                let stored = std::iter::once(0..header).collect();
                 Ok(Content::part(device.len(), stored, facts))
             }
             Self::Opaque(_) => Ok(Content::whole(device.len())),
@@ -220,7 +220,7 @@ impl Content {
             opaque: true,
             ..Facts::default()
         };
-        Self::part(len, RangeSet::from_iter([0..len]), facts)
+        Self::part(len, std::iter::once(0..len).collect(), facts)
     }
 
     /// The bytes of `stored` as they are, zeros else.
