@@ -87,7 +87,7 @@ fn judged(orphans: &Orphans, disk: &MemoryDisk) -> Image {
     let image = Image(Scratch::file(&bytes));
     let (code, text) = image.0.ask("e2fsck", &["-fy", "-E", "no_optimize_extents"]);
     let complaints: Vec<_> = text.lines().filter(|line| !is_about_counts(line)).collect();
-    assert!(code <= 1 && complaints.len() == 0, "{code}: {text}");
+    assert!(code <= 1 && complaints.is_empty(), "{code}: {text}");
     image
 }
 
