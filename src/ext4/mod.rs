@@ -30,7 +30,6 @@ use emit::{Form, emit};
 use findings::Findings;
 use group_desc::GroupTable;
 use metadata::Metadata;
-use orphan::QuotaDelta;
 use plan::{NoFit, ResizePlan, minimum};
 use superblock::{SUPERBLOCK_OFFSET, Super, Superblock};
 
@@ -58,8 +57,6 @@ pub struct Ext4 {
     /// Recovery's changes, over the device.
     overlay: Overlay,
     contents: Contents,
-    /// What finished orphans no longer use.
-    quota_deltas: Vec<QuotaDelta>,
 }
 
 #[derive(Debug)]
@@ -159,8 +156,12 @@ impl Ext4 {
             Contents::Bitmaps { used, journal }
         } else {
             let metadata = Metadata::read(&view, &mut findings)?;
+            let edits = quota::apply(&metadata, &view, &quota_deltas)?;
+            for (block, bytes) in edits {
+                overlay.set_bytes(fs.geometry.offset(block), bytes);
+            }
             if findings.is_sound() {
-                findings.merge(check::check(&view, &metadata)?);
+                findings.merge(check::check(&overlay.over(device), &metadata)?);
             }
             Contents::Known(Box::new(metadata))
         };
@@ -173,7 +174,6 @@ impl Ext4 {
             fs,
             overlay,
             contents,
-            quota_deltas,
         })
     }
 
@@ -234,13 +234,7 @@ impl Ext4 {
             }
         }
         .map_err(no_fit)?;
-        let emitted = emit(
-            &plan,
-            metadata,
-            &self.overlay.over(device),
-            Form::Image,
-            &self.quota_deltas,
-        )?;
+        let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::Image)?;
         let size = plan.geometry.block_size;
         Ok(Image {
             overlay: self.overlay.then(&emitted.overlay),
@@ -336,13 +330,7 @@ impl Ext4 {
             ));
         }
         let plan = minimum::plan_growth(metadata, blocks).map_err(no_fit)?;
-        let emitted = emit(
-            &plan,
-            metadata,
-            &self.overlay.over(device),
-            Form::InPlace,
-            &self.quota_deltas,
-        )?;
+        let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::InPlace)?;
         let descriptors = geometry.first_data_block + 1 + plan.geometry.desc_blocks;
         Ok(Growth {
             overlay: self.overlay.then(&emitted.overlay),
