@@ -331,6 +331,20 @@ impl Ext4 {
         }
         let plan = minimum::plan_growth(metadata, blocks).map_err(no_fit)?;
         let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::InPlace)?;
+        let mut emitted = emit(
+            &plan,
+            metadata,
+            &self.overlay.over(device),
+            Form::InPlace,
+            &self.quota_deltas,
+        )?;
+        // An image leaves away every slot that is not in use; here they would stay.
+        for &number in self.findings.slots_to_clear() {
+            let (group, index) = geometry.inode_place(number);
+            let table = geometry.offset(plan.groups[group as usize].inode_table());
+            let slot = table + u64::from(index) * geometry.inode_size;
+            emitted.overlay.set_zero(slot..slot + geometry.inode_size);
+        }
         let descriptors = geometry.first_data_block + 1 + plan.geometry.desc_blocks;
         Ok(Growth {
             overlay: self.overlay.then(&emitted.overlay),
