@@ -13,12 +13,13 @@ pub mod journal;
 pub mod map;
 pub mod metadata;
 pub mod orphan;
+pub mod owner;
 pub mod plan;
 pub mod quota;
 pub mod raw;
 pub mod superblock;
 #[cfg(test)]
-mod test_image;
+pub(crate) mod test_image;
 mod usage;
 pub mod xattr;
 
@@ -116,6 +117,19 @@ impl Ext4 {
     /// `Unsound` with the first findings in its text; `Unsupported` for an unknown INCOMPAT
     /// feature or a journal that cannot be replayed here; what the device fails with.
     pub fn open(device: &dyn ReadAt) -> Result<Self> {
+        Self::open_trusting(device, needs_bitmaps)
+    }
+
+    /// Recovers the filesystem (in memory) but for its orphans, and takes from it only what the
+    /// bitmaps mark as used: for filesystems whose other metadata cannot be read.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_by_bitmaps(device: &dyn ReadAt) -> Result<Self> {
+        Self::open_trusting(device, |_| true)
+    }
+
+    fn open_trusting(device: &dyn ReadAt, bitmaps: fn(&Superblock) -> bool) -> Result<Self> {
         let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
         let unknown = fs.superblock.unknown_incompat();
         if !unknown.is_empty() {
@@ -134,7 +148,7 @@ impl Ext4 {
         };
         let mut findings = Findings::default();
         let mut quota_deltas = Vec::new();
-        if !needs_bitmaps(&fs.superblock) {
+        if !bitmaps(&fs.superblock) {
             let view = overlay.over(device);
             let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
             let orphans = orphan::finish_orphans(&fs, &view, 0)?;
@@ -145,11 +159,15 @@ impl Ext4 {
         }
         let view = overlay.over(device);
         let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
-        let contents = if needs_bitmaps(&fs.superblock) {
+        let contents = if bitmaps(&fs.superblock) {
             let table = GroupTable::read(&fs, &view)?;
             let used = usage::used_bytes(&fs, &table, &view, &mut findings)?;
             let journal = if findings.is_sound() {
-                usage::journal_contents(&fs, &table, &view)?
+                // Unreadable, they are taken along like everything else.
+                match usage::journal_contents(&fs, &table, &view) {
+                    Err(error) if error.kind() == ErrorKind::Io => Vec::new(),
+                    other => other?,
+                }
             } else {
                 Vec::new()
             };
