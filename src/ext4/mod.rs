@@ -348,7 +348,6 @@ impl Ext4 {
             ));
         }
         let plan = minimum::plan_growth(metadata, blocks).map_err(no_fit)?;
-        let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::InPlace)?;
         let mut emitted = emit(&plan, metadata, &self.overlay.over(device), Form::InPlace)?;
         // An image leaves away every slot that is not in use; here they would stay.
         for &number in self.findings.slots_to_clear() {
