@@ -3,9 +3,12 @@
 //! What a partition holds is told by its content, never by its type in the table. Whatever is not
 //! known, or could be two things, is opaque: copied whole, never interpreted.
 
+use std::ops::Range;
+
 use serde::Serialize;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ext4::owner::Owner;
 use crate::ext4::superblock::{
     COMPAT_HAS_JOURNAL, INCOMPAT_64BIT, INCOMPAT_EXTENTS, INCOMPAT_FLEX_BG, INCOMPAT_JOURNAL_DEV,
     RO_COMPAT_HUGE_FILE, RO_COMPAT_METADATA_CSUM, Superblock,
@@ -66,6 +69,9 @@ pub struct Facts {
     pub clean: bool,
     /// Nothing is known of what is free: every byte is kept.
     pub opaque: bool,
+    /// Metadata that cannot be read, because of which the size is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
     #[serde(flatten)]
     pub ext: Option<ExtFacts>,
     /// A line each: what was put right, what could not be done and why.
@@ -90,8 +96,12 @@ pub struct ExtFacts {
     pub moved_inodes: u64,
     /// Byte ranges of the volume that go elsewhere.
     #[serde(skip)]
-    pub moved: Vec<std::ops::Range<u64>>,
+    pub moved: Vec<Range<u64>>,
 }
+
+/// A stretch of a volume, what it belongs to (a file's path, untrusted, or a few words), and the
+/// place in the file if it is a file's.
+pub type Owned = (Range<u64>, String, Option<u64>);
 
 impl Volume {
     /// Tells what `device` holds.
@@ -126,6 +136,27 @@ impl Volume {
                 None => Self::Opaque(opaque(device)?),
             },
         })
+    }
+
+    /// What cannot even be identified.
+    pub fn unreadable() -> Self {
+        Self::opaque("unreadable")
+    }
+
+    /// Tells who owns each of `bytes` of `device`; empty if that is not known. `device` should
+    /// give zeros for what it cannot read.
+    ///
+    /// # Errors
+    /// What the device fails with, and a filesystem of which nothing can be known.
+    pub fn owners(&self, device: &dyn ReadAt, bytes: &RangeSet) -> Result<Vec<Owned>> {
+        match self {
+            Self::Ext(_) => {
+                let owners = ext4::owner::owners(device, bytes)?;
+                Ok(owners.into_iter().map(ext_owned).collect())
+            }
+            Self::Fat(fat) => fat.owners(device, bytes),
+            Self::Swap(_) | Self::Opaque(_) => Ok(Vec::new()),
+        }
     }
 
     fn opaque(name: &'static str) -> Self {
@@ -181,7 +212,12 @@ impl Volume {
     /// `Unsound` for a damaged ext filesystem, and what the device fails with.
     pub fn content(&self, device: &dyn ReadAt, target: ext4::Target) -> Result<Content> {
         match self {
-            Self::Ext(superblock) => ext_content(superblock, device, target),
+            Self::Ext(superblock) => match ext_content(superblock, device, target) {
+                Err(error) if error.kind() == ErrorKind::Io => {
+                    bitmap_content(superblock, device, error)
+                }
+                other => other,
+            },
             Self::Fat(fat) => {
                 let usage = fat.usage(device)?;
                 let total = fat.len();
@@ -259,6 +295,30 @@ fn ext_content(
         }
         Err(error) => return Err(error),
     };
+    sized_content(&ext, superblock, device, target)
+}
+
+/// The filesystem as its bitmaps have it, after `error` kept the rest from being read.
+fn bitmap_content(superblock: &Superblock, device: &dyn ReadAt, error: Error) -> Result<Content> {
+    let kept = Ext4::open_by_bitmaps(device)
+        .and_then(|ext| sized_content(&ext, superblock, device, ext4::Target::Keep));
+    match kept {
+        Ok(mut content) => {
+            content.facts.clean = false;
+            content.facts.unreadable = Some(error.one_line());
+            Ok(content)
+        }
+        Err(other) if other.kind() == ErrorKind::Cancelled => Err(other),
+        Err(_) => Err(error),
+    }
+}
+
+fn sized_content(
+    ext: &Ext4,
+    superblock: &Superblock,
+    device: &dyn ReadAt,
+    target: ext4::Target,
+) -> Result<Content> {
     let in_the_way = ext.features_in_the_way();
     let kept = !in_the_way.is_empty() && target != ext4::Target::Keep;
     let target = if kept { ext4::Target::Keep } else { target };
@@ -296,6 +356,24 @@ fn ext_content(
         stored: image.stored,
         facts,
     })
+}
+
+fn ext_owned((range, owner): (Range<u64>, Owner)) -> Owned {
+    match owner {
+        Owner::File {
+            inode,
+            path,
+            offset,
+        } => {
+            let path = path.map_or_else(
+                || format!("inode {inode}, which no readable directory names"),
+                |path| String::from_utf8_lossy(&path).into_owned(),
+            );
+            (range, path, Some(offset))
+        }
+        Owner::Metadata(name) => (range, name, None),
+        Owner::Nobody => (range, "blocks that no readable file owns".into(), None),
+    }
 }
 
 /// ext2, ext3 or ext4, the way blkid tells them apart.

@@ -1,10 +1,11 @@
 //! Stretches of the image in memory, filled from the source in ascending order.
 
+use super::rescue::{Rescue, Unread};
 use crate::error::Result;
-use crate::io::{Overlay, ReadAt, Source};
+use crate::io::{Overlay, Source};
 
 /// Bytes of data that one batch holds at the most.
-pub const BATCH: usize = 16 << 20;
+pub const BATCH: usize = 8 << 20;
 
 /// Zeros cost no memory; this bounds how long one batch keeps a stage busy.
 const MOST_ZEROS: u64 = 1 << 30;
@@ -75,19 +76,32 @@ struct Wanted {
 /// Fills one batch after the other.
 pub struct Filler<'a> {
     overlay: &'a Overlay,
-    source: &'a dyn ReadAt,
+    source: Rescue<'a>,
     position: u64,
     scratch: Vec<u8>,
 }
 
+/// A request: neighbouring parts of the source.
+struct Request<'a> {
+    parts: &'a [Wanted],
+    len: usize,
+    /// Do the parts follow each other in the buffer, too?
+    straight: bool,
+}
+
 impl<'a> Filler<'a> {
-    pub fn new(overlay: &'a Overlay, source: &'a dyn ReadAt) -> Self {
+    pub fn new(overlay: &'a Overlay, source: Rescue<'a>) -> Self {
         Self {
             overlay,
             source,
             position: 0,
             scratch: Vec::new(),
         }
+    }
+
+    /// Returns what the source could not give.
+    pub fn into_unread(self) -> Unread {
+        self.source.into_unread()
     }
 
     /// Fills `batch` with the image's next bytes; false at its end.
@@ -146,60 +160,94 @@ impl<'a> Filler<'a> {
         Ok(!batch.pieces.is_empty())
     }
 
-    /// Reads all parts in the order of the source, neighbours in one request.
+    /// Reads all parts in the order of the source, neighbours in one request; what fails is split
+    /// up when all else of the batch is there.
     fn read(&mut self, buffer: &mut [u8], mut wanted: Vec<Wanted>) -> Result<()> {
         wanted.sort_unstable();
-        let mut rest = wanted.as_slice();
-        while let Some(&first) = rest.first() {
-            let mut count = 1;
-            let mut len = first.len;
-            let mut straight = true;
-            while let Some(next) = rest.get(count)
-                && next.from == first.from + len as u64
-            {
-                let follows = next.at == first.at + len;
-                if !(straight && follows) && len + next.len > TOGETHER {
-                    break;
-                }
-                straight &= follows;
-                len += next.len;
-                count += 1;
+        let mut failed = Vec::new();
+        for request in requests(&wanted) {
+            if !self.serve(buffer, &request, false)? {
+                failed.push(request);
             }
-            if straight {
-                self.read_padded(first.from, &mut buffer[first.at..first.at + len])?;
-            } else {
-                let mut scratch = std::mem::take(&mut self.scratch);
-                scratch.resize(len, 0);
-                self.read_padded(first.from, &mut scratch)?;
-                let mut done = 0;
-                for part in &rest[..count] {
-                    buffer[part.at..part.at + part.len]
-                        .copy_from_slice(&scratch[done..done + part.len]);
-                    done += part.len;
-                }
-                self.scratch = scratch;
-            }
-            rest = &rest[count..];
+        }
+        for request in failed {
+            self.serve(buffer, &request, true)?;
         }
         Ok(())
     }
 
-    /// Past the end of the source there are zeros, as everywhere in overlays.
-    fn read_padded(&self, from: u64, buf: &mut [u8]) -> Result<()> {
-        let there = self.source.len().saturating_sub(from).min(buf.len() as u64) as usize;
-        if there > 0 {
-            self.source.read_exact_at(from, &mut buf[..there])?;
+    /// Reads what is asked for; false if that failed. A `stubborn` one does not fail, but leaves
+    /// zeros where there is nothing to be had.
+    fn serve(&mut self, buffer: &mut [u8], request: &Request, stubborn: bool) -> Result<bool> {
+        // OK: there is no request without a part.
+        let first = request.parts[0];
+        if request.straight {
+            let buf = &mut buffer[first.at..first.at + request.len];
+            return read_padded(&mut self.source, first.from, buf, stubborn);
         }
-        buf[there..].fill(0);
-        Ok(())
+        self.scratch.resize(request.len, 0);
+        if !read_padded(&mut self.source, first.from, &mut self.scratch, stubborn)? {
+            return Ok(false);
+        }
+        let mut done = 0;
+        for part in request.parts {
+            buffer[part.at..part.at + part.len]
+                .copy_from_slice(&self.scratch[done..done + part.len]);
+            done += part.len;
+        }
+        Ok(true)
     }
+}
+
+/// Joins sorted parts to requests.
+fn requests(wanted: &[Wanted]) -> Vec<Request<'_>> {
+    let mut requests = Vec::new();
+    let mut rest = wanted;
+    while let Some(&first) = rest.first() {
+        let mut count = 1;
+        let mut len = first.len;
+        let mut straight = true;
+        while let Some(next) = rest.get(count)
+            && next.from == first.from + len as u64
+        {
+            let follows = next.at == first.at + len;
+            if !(straight && follows) && len + next.len > TOGETHER {
+                break;
+            }
+            straight &= follows;
+            len += next.len;
+            count += 1;
+        }
+        let (parts, others) = rest.split_at(count);
+        requests.push(Request {
+            parts,
+            len,
+            straight,
+        });
+        rest = others;
+    }
+    requests
+}
+
+/// Reads; past the end of the source there are zeros.
+fn read_padded(source: &mut Rescue, from: u64, buf: &mut [u8], stubborn: bool) -> Result<bool> {
+    let there = source.len().saturating_sub(from).min(buf.len() as u64) as usize;
+    buf[there..].fill(0);
+    let buf = &mut buf[..there];
+    if stubborn {
+        source.read(from, buf)?;
+        return Ok(true);
+    }
+    Ok(there == 0 || source.attempt(from, buf)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Result;
+    use crate::io::ReadAt;
     use crate::io::memory::MemoryDisk;
+    use crate::progress::{Phase, Silent};
     use std::sync::Mutex;
 
     struct Recording {
@@ -231,7 +279,7 @@ mod tests {
         overlay.set_zero(3000..5000);
         overlay.set_bytes(5000, vec![9; 10]);
         overlay.set_base(5010, 84_990, 5010);
-        let mut filler = Filler::new(&overlay, &disk);
+        let mut filler = Filler::new(&overlay, Rescue::new(&disk, Phase::Capture, &Silent));
         let mut batch = Batch::new();
         let mut image = Vec::new();
         while filler.fill(&mut batch).unwrap() {
@@ -254,7 +302,7 @@ mod tests {
         let disk = MemoryDisk::new(40 << 20);
         let mut overlay = Overlay::new(5 << 30);
         overlay.set_zero(40 << 20..5 << 30);
-        let mut filler = Filler::new(&overlay, &disk);
+        let mut filler = Filler::new(&overlay, Rescue::new(&disk, Phase::Capture, &Silent));
         let mut batch = Batch::new();
         let mut lens = Vec::new();
         while filler.fill(&mut batch).unwrap() {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::plan::CapturePlan;
 use super::run::{Captured, RunOptions, Sink, run};
+use crate::bmap::Bmap;
 use crate::error::{Error, Result};
 use crate::io::ReadAt;
 use crate::progress::Progress;
@@ -17,13 +18,20 @@ pub struct ImagePaths {
     pub image: PathBuf,
     /// The image's whole name and `.bmap`: where bmaptool looks first.
     pub bmap: PathBuf,
+    /// The image's whole name and `.mapfile`: written if the source could not be read smoothly.
+    pub mapfile: PathBuf,
 }
 
 impl ImagePaths {
     pub fn new(image: impl Into<PathBuf>) -> Self {
         let image = image.into();
         let bmap = with_suffix(&image, ".bmap");
-        Self { image, bmap }
+        let mapfile = with_suffix(&image, ".mapfile");
+        Self {
+            image,
+            bmap,
+            mapfile,
+        }
     }
 
     /// Refuses names that are taken, unless `force`, and what is no file in any case.
@@ -31,7 +39,7 @@ impl ImagePaths {
     /// # Errors
     /// `Refused`, or `Io` if a name cannot be looked at.
     pub fn check(&self, force: bool) -> Result<()> {
-        for path in [&self.image, &self.bmap] {
+        for path in [&self.image, &self.bmap, &self.mapfile] {
             let place = path.display();
             match fs::metadata(path) {
                 Ok(found) if !found.is_file() => {
@@ -78,34 +86,43 @@ pub fn capture_to_file(
         image.sync(file)?;
     }
     drop(sink);
-    let map = match &captured.bmap {
-        Some(bmap) => {
-            let (map, mut file) = Partial::create(&paths.bmap)?;
-            file.write_all(bmap.to_xml().as_bytes())
-                .map_err(|error| Error::io(format!("writing {}", map.path.display()), error))?;
-            map.sync(&file)?;
-            Some(map)
-        }
-        None => None,
-    };
+    let bmap = captured.bmap.as_ref().map(Bmap::to_xml);
+    let bmap = text_file(&paths.bmap, bmap)?;
+    let mapfile = captured.rescued.as_ref();
+    let mapfile = mapfile.map(|rescued| rescued.map_file.clone());
+    let mapfile = text_file(&paths.mapfile, mapfile)?;
     progress.finished(crate::progress::Phase::Sync)?;
-    // An old map must never lie beside the new image.
-    match fs::remove_file(&paths.bmap) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            let what = format!("removing the old {}", paths.bmap.display());
-            return Err(Error::io(what, error));
+    // Old maps must never lie beside the new image.
+    for path in [&paths.bmap, &paths.mapfile] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let what = format!("removing the old {}", path.display());
+                return Err(Error::io(what, error));
+            }
+            _ => {}
         }
-        _ => {}
     }
     image.publish(&paths.image)?;
-    if let Some(map) = map {
-        map.publish(&paths.bmap)?;
+    for (map, path) in [(bmap, &paths.bmap), (mapfile, &paths.mapfile)] {
+        if let Some(map) = map {
+            map.publish(path)?;
+        }
     }
     // Not every system opens folders; the files are complete in any case.
     if let Ok(folder) = File::open(paths.folder()) {
         let _ = folder.sync_all();
     }
     Ok(captured)
+}
+
+/// Writes what goes beside the image.
+fn text_file(path: &Path, text: Option<String>) -> Result<Option<Partial>> {
+    let Some(text) = text else { return Ok(None) };
+    let (partial, mut file) = Partial::create(path)?;
+    file.write_all(text.as_bytes())
+        .map_err(|error| Error::io(format!("writing {}", partial.path.display()), error))?;
+    partial.sync(&file)?;
+    Ok(Some(partial))
 }
 
 /// A file that is removed unless it is published.

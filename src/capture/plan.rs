@@ -5,8 +5,11 @@
 //! The last partition by position that is neither swap nor FAT is the one that shrinks, if it is
 //! ext; the swap and FAT partitions behind it move down.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use serde::Serialize;
 
+use super::rescue::{Forgiving, Rescue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::Target;
 use crate::io::{Overlay, RangeSet, ReadAt, Window};
@@ -18,6 +21,9 @@ use crate::volume::{Content, Facts, Volume};
 /// A moved partition starts at a multiple of what its old start was a multiple of, within these.
 const LEAST_ALIGNMENT: u64 = 4096;
 const MOST_ALIGNMENT: u64 = 1 << 20;
+
+/// Of what could not be read, so much is named in a note.
+const NAMED: usize = 3;
 
 /// What is wanted of the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,21 +115,33 @@ pub fn plan(
     options: &PlanOptions,
     progress: &dyn Progress,
 ) -> Result<CapturePlan> {
-    let source = &Watched { source, progress };
+    let source = &Watched::new(source, progress);
     if source.is_empty() {
         return Err(Error::unsound("the source is empty"));
     }
     progress.started(Phase::Check, None)?;
-    let planned = match PartitionTable::read(source)? {
-        Some(table) => plan_disk(source, &table, options),
-        None => plan_bare(source, options),
+    let planned = match PartitionTable::read(source) {
+        Ok(Some(table)) => plan_disk(source, &table, options),
+        Ok(None) => plan_bare(source, options),
+        Err(error) if error.kind() == ErrorKind::Io && options.force_raw && !options.shrink => {
+            plan_unreadable(source, &error)
+        }
+        Err(error) => Err(hinted(error.within("the partition table"), options)),
     }?;
     progress.finished(Phase::Check)?;
     Ok(planned)
 }
 
+/// Says how to get past a read error.
+fn hinted(error: Error, options: &PlanOptions) -> Error {
+    if error.kind() != ErrorKind::Io || options.force_raw && !options.shrink {
+        return error;
+    }
+    error.with_hint("--no-shrink --force-raw saves every block that can be read")
+}
+
 fn plan_disk(
-    source: &dyn ReadAt,
+    source: &Watched,
     table: &PartitionTable,
     options: &PlanOptions,
 ) -> Result<CapturePlan> {
@@ -133,7 +151,8 @@ fn plan_disk(
             number: partition.number,
             part_uuid: table.part_uuid(index),
             range: partition.range,
-            volume: Volume::identify(&Window::new(source, partition.range)?)?,
+            volume: identify(&Window::new(source, partition.range)?, options)
+                .map_err(|error| error.within(format!("partition {}", partition.number)))?,
         });
     }
     let Some(first) = parts.first() else {
@@ -194,13 +213,13 @@ fn plan_disk(
     Ok(finish(overlay, mapped, summary))
 }
 
-fn plan_bare(source: &dyn ReadAt, options: &PlanOptions) -> Result<CapturePlan> {
+fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
     let range = ByteRange::new(0, source.len());
     let part = Part {
         number: 0,
         part_uuid: None,
         range,
-        volume: Volume::identify(source)?,
+        volume: identify(source, options)?,
     };
     let shrinks = options.shrink && matches!(part.volume, Volume::Ext(_));
     let target = match shrinks {
@@ -230,6 +249,42 @@ fn plan_bare(source: &dyn ReadAt, options: &PlanOptions) -> Result<CapturePlan> 
     Ok(finish(overlay, mapped, summary))
 }
 
+/// Plans to save what can be read, without knowing where what lies.
+fn plan_unreadable(source: &Watched, error: &Error) -> Result<CapturePlan> {
+    let range = ByteRange::new(0, source.len());
+    let part = Part {
+        number: 0,
+        part_uuid: None,
+        range,
+        volume: Volume::unreadable(),
+    };
+    let content = part.volume.content(source, Target::Keep)?;
+    let mut overlay = Overlay::new(source.len());
+    let mut mapped = RangeSet::new();
+    place(&mut overlay, &mut mapped, &content, range, range);
+    let summary = Summary {
+        source_bytes: source.len(),
+        image_bytes: 0,
+        mapped_bytes: 0,
+        opaque_bytes: 0,
+        table: None,
+        sector_size: 512,
+        disk_id: None,
+        partitions: vec![summarise(part, content, range)],
+        notes: vec![format!("no partition table: {}", error.one_line())],
+    };
+    Ok(finish(overlay, mapped, summary))
+}
+
+fn identify(device: &dyn ReadAt, options: &PlanOptions) -> Result<Volume> {
+    match Volume::identify(device) {
+        Err(error) if error.kind() == ErrorKind::Io && options.force_raw => {
+            Ok(Volume::unreadable())
+        }
+        other => other.map_err(|error| hinted(error, options)),
+    }
+}
+
 /// Returns which partition shrinks: the last one that does not move for another, if it is ext.
 fn shrinking(parts: &[Part]) -> Option<usize> {
     let index = parts.iter().rposition(|part| !can_move(part))?;
@@ -253,29 +308,41 @@ fn why_not(parts: &[Part]) -> String {
 
 fn content(
     part: &Part,
-    source: &dyn ReadAt,
+    source: &Watched,
     target: Target,
     options: &PlanOptions,
 ) -> Result<Content> {
     let window = Window::new(source, part.range)?;
-    match part.volume.content(&window, target) {
-        Err(error) if error.kind() == ErrorKind::Unsound && options.force_raw => {
+    let failed = match part.volume.content(&window, target) {
+        Ok(mut content) => {
+            if let Some(lost) = &mut content.facts.unreadable {
+                *lost = source.names_in(part);
+            }
+            return Ok(content);
+        }
+        Err(error) => error,
+    };
+    match failed.kind() {
+        ErrorKind::Unsound | ErrorKind::Io if options.force_raw => {
             let mut content = Content::whole(window.len());
             content.facts.clean = false;
-            content
-                .facts
-                .notes
-                .push(format!("saved block by block: {}", error.one_line()));
-            Ok(content)
+            let note = format!("saved block by block: {}", failed.one_line());
+            content.facts.notes.push(note);
+            return Ok(content);
         }
-        Err(error) if part.number > 0 => {
-            let label = part.volume.label().map(|label| format!(" {label:?}"));
-            let label = label.unwrap_or_default();
-            let name = part.volume.name();
-            Err(error.within(format!("partition {} ({name}{label})", part.number)))
-        }
-        other => other,
+        _ => {}
     }
+    let failed = match failed.kind() {
+        ErrorKind::Io => hinted(failed.within(source.names_in(part)), options),
+        _ => failed,
+    };
+    if part.number == 0 {
+        return Err(failed);
+    }
+    let label = part.volume.label().map(|label| format!(" {label:?}"));
+    let label = label.unwrap_or_default();
+    let name = part.volume.name();
+    Err(failed.within(format!("partition {} ({name}{label})", part.number)))
 }
 
 /// Returns the places of all partitions when the one at `index` ends with `shrunk`, and those
@@ -309,13 +376,14 @@ fn closed_up(
     Ok(ranges)
 }
 
-/// Does the filesystem keep its size because of its features?
+/// Does the filesystem keep its size because of its features or of lost metadata?
 fn is_kept(content: &Content) -> bool {
-    content
-        .facts
-        .ext
-        .as_ref()
-        .is_none_or(|ext| !ext.features_in_the_way.is_empty())
+    content.facts.unreadable.is_some()
+        || content
+            .facts
+            .ext
+            .as_ref()
+            .is_none_or(|ext| !ext.features_in_the_way.is_empty())
 }
 
 /// Puts what came from `old` at `new`.
@@ -378,10 +446,53 @@ impl Summary {
     }
 }
 
-/// A source whose every read asks whether to go on: checking a filesystem takes seconds.
+/// A source whose every read asks whether to go on, since checking a filesystem takes seconds,
+/// and is not given up at the first error.
 struct Watched<'a> {
     source: &'a dyn ReadAt,
     progress: &'a dyn Progress,
+    rescue: Mutex<Rescue<'a>>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(source: &'a dyn ReadAt, progress: &'a dyn Progress) -> Self {
+        Self {
+            source,
+            progress,
+            rescue: Mutex::new(Rescue::new(source, Phase::Check, progress)),
+        }
+    }
+
+    fn rescue(&self) -> MutexGuard<'_, Rescue<'a>> {
+        self.rescue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names what could not be read of a partition, in a few words.
+    fn names_in(&self, part: &Part) -> String {
+        let range = part.range.start..part.range.end;
+        let unread = self.rescue().unread().ranges.clone();
+        let within: RangeSet = unread
+            .iter_within(range.clone())
+            .map(|lost| lost.start - range.start..lost.end - range.start)
+            .collect();
+        let forgiving = Forgiving::new(self.source, unread, Phase::Check, self.progress);
+        let names = Window::new(&forgiving as &dyn ReadAt, part.range)
+            .and_then(|window| part.volume.owners(&window, &within));
+        let mut names: Vec<String> = match names {
+            Ok(names) => names.into_iter().map(|(_, name, _)| name).collect(),
+            Err(_) => Vec::new(),
+        };
+        names.dedup();
+        if names.len() > NAMED {
+            let more = names.len() - NAMED;
+            names.truncate(NAMED);
+            names.push(format!("{more} more"));
+        }
+        match names.is_empty() {
+            true => "metadata".into(),
+            false => names.join(", "),
+        }
+    }
 }
 
 impl ReadAt for Watched<'_> {
@@ -394,6 +505,23 @@ impl ReadAt for Watched<'_> {
             phase: Phase::Check,
             bytes: buf.len() as u64,
         })?;
-        self.source.read_exact_at(offset, buf)
+        let error = match self.source.read_exact_at(offset, buf) {
+            Err(error) if error.kind() == ErrorKind::Io => error,
+            done => return done,
+        };
+        let mut rescue = self.rescue();
+        // Once more, so that the error is judged and counted.
+        if rescue.attempt(offset, buf)? {
+            return Ok(());
+        }
+        rescue.read(offset, buf)?;
+        match rescue
+            .unread()
+            .ranges
+            .intersects(offset..offset + buf.len() as u64)
+        {
+            true => Err(error),
+            false => Ok(()),
+        }
     }
 }

@@ -6,7 +6,9 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use sha2::{Digest, Sha256};
 
 use super::batch::{Batch, Bytes, Filler};
+use super::loss::{Rescued, rescued};
 use super::plan::CapturePlan;
+use super::rescue::Rescue;
 use crate::bmap::{Bmap, BmapBuilder, ContentHash};
 use crate::codec::{Codec, Encoder};
 use crate::error::{Error, Result};
@@ -49,12 +51,16 @@ pub struct Captured {
     /// Of the image's bytes, unpacked, in hexadecimal.
     pub content_sha256: String,
     pub bmap: Option<Bmap>,
+    /// `None`: the source could be read without an error.
+    pub rescued: Option<Rescued>,
 }
 
 /// Writes the image that `plan` describes; `source` is what was planned from.
 ///
+/// Places of the source that cannot be read do not end it: they are zeros in the image, and told.
+///
 /// # Errors
-/// What source or sink fail with; `Usage` for a level that the codec does not have; `Cancelled`
+/// What the sink fails with, or a source that is gone; `Usage` for a level that the codec does not have; `Cancelled`
 /// from `progress`. What was written until then is incomplete.
 pub fn run(
     plan: &CapturePlan,
@@ -70,7 +76,7 @@ pub fn run(
         .with_bmap
         .then(|| BmapBuilder::new(len, &plan.mapped));
     let mut writer = Writer::new(sink, options, len)?;
-    let mut filler = Filler::new(&plan.overlay, source);
+    let mut filler = Filler::new(&plan.overlay, Rescue::new(source, Phase::Capture, progress));
     let mut stages: Vec<Stage<'_, Batch>> = vec![
         Box::new(|batch: &Batch| {
             let mut data = 0;
@@ -122,12 +128,14 @@ pub fn run(
         None => (len, content_sha256.clone()),
     };
     let bmap = bmap.map(BmapBuilder::finish).transpose()?;
+    let rescued = rescued(plan, source, filler.into_unread(), progress)?;
     progress.finished(Phase::Capture)?;
     Ok(Captured {
         file_bytes,
         file_sha256,
         content_sha256,
         bmap,
+        rescued,
     })
 }
 

@@ -9,15 +9,18 @@ use serde_json::{Value, json};
 
 use super::args::Capture;
 use super::exit::Exit;
-use super::render::{Screen, human_seconds};
+use super::render::{Screen, clean, human_seconds};
 use crate::capture::{
-    self, CapturePlan, Captured, ImagePaths, PartitionSummary, PlanOptions, RunOptions, Sink,
-    Summary, Unpacked,
+    self, CapturePlan, Captured, ImagePaths, PartitionSummary, PlanOptions, Rescued, RunOptions,
+    Sink, Summary, Unpacked,
 };
 use crate::codec::Codec;
 use crate::device::{self, SourceFile, SourceOptions, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::human_bytes;
+
+/// Of the places that could not be read, so many are named on a terminal.
+const LOSSES_SHOWN: usize = 30;
 
 pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     let begun = Instant::now();
@@ -68,7 +71,10 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     let text = done_text(&plan, &captured, paths.as_ref(), codec, seconds);
     let object = done_object(&plan, &captured, paths.as_ref(), codec, seconds);
     screen.result(&text, &object);
-    Ok(Exit::Done)
+    Ok(match &captured.rescued {
+        Some(rescued) if rescued.unreadable_bytes > 0 => Exit::Losses,
+        _ => Exit::Done,
+    })
 }
 
 /// A source that can be read at any place; a packed one lies unpacked in a temporary file.
@@ -126,7 +132,7 @@ fn codec(args: &Capture) -> Result<Codec> {
 
 /// Refuses to write into what is being read.
 fn refuse_own_output(source: &SourceFile, path: &Path, paths: &ImagePaths) -> Result<()> {
-    for output in [&paths.image, &paths.bmap] {
+    for output in [&paths.image, &paths.bmap, &paths.mapfile] {
         if device::is_same_file(path, output)? {
             return Err(
                 Error::refused(format!("{} is the source itself", output.display()))
@@ -232,6 +238,12 @@ fn partition_lines(part: &PartitionSummary) -> Vec<String> {
                 .iter()
                 .map(|repair| format!("put right: {repair}")),
         );
+        if let Some(lost) = &facts.unreadable {
+            lines.push(format!(
+                "keeps its size, and could not be checked, because this cannot be read: {}",
+                clean(lost)
+            ));
+        }
         if !ext.features_in_the_way.is_empty() {
             lines.push(format!(
                 "keeps its size because of {}",
@@ -272,11 +284,42 @@ fn done_text(
         human_bytes(rate as u64)
     );
     add_partitions(&mut text, &plan.summary);
+    if let Some(rescued) = &captured.rescued {
+        add_losses(&mut text, rescued, paths);
+    }
     if codec != Codec::Raw {
         let _ = writeln!(text, "sha256 of the file:     {}", captured.file_sha256);
     }
     let _ = writeln!(text, "sha256 of the contents: {}", captured.content_sha256);
     text
+}
+
+fn add_losses(text: &mut String, rescued: &Rescued, paths: Option<&ImagePaths>) {
+    let errors = rescued.read_errors;
+    let _ = match rescued.unreadable_bytes {
+        0 => writeln!(
+            text,
+            "{errors} read errors, but everything could be read in the end"
+        ),
+        bytes => writeln!(
+            text,
+            "LOST: {bytes} bytes cannot be read ({errors} read errors), and are zeros in the image:"
+        ),
+    };
+    for loss in rescued.losses.iter().take(LOSSES_SHOWN) {
+        let _ = writeln!(text, "    {}", clean(&loss.line()));
+    }
+    let more = rescued.losses.len().saturating_sub(LOSSES_SHOWN);
+    if more > 0 {
+        let _ = writeln!(text, "    and {more} more places: --json names all");
+    }
+    if let Some(paths) = paths {
+        let _ = writeln!(
+            text,
+            "map of the source: {}",
+            clean(&text_of(&paths.mapfile))
+        );
+    }
 }
 
 fn done_object(
@@ -287,6 +330,7 @@ fn done_object(
     seconds: f64,
 ) -> Value {
     let with_bmap = paths.filter(|_| captured.bmap.is_some());
+    let with_map = paths.filter(|_| captured.rescued.is_some());
     json!({
         "image": paths.map(|paths| text_of(&paths.image)),
         "bmap": with_bmap.map(|paths| text_of(&paths.bmap)),
@@ -295,6 +339,8 @@ fn done_object(
         "file_sha256": captured.file_sha256,
         "content_sha256": captured.content_sha256,
         "seconds": seconds,
+        "mapfile": with_map.map(|paths| text_of(&paths.mapfile)),
+        "rescued": captured.rescued,
         "plan": plan.summary,
     })
 }

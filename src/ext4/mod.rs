@@ -13,12 +13,13 @@ pub mod journal;
 pub mod map;
 pub mod metadata;
 pub mod orphan;
+pub mod owner;
 pub mod plan;
 pub mod quota;
 pub mod raw;
 pub mod superblock;
 #[cfg(test)]
-mod test_image;
+pub(crate) mod test_image;
 mod usage;
 pub mod xattr;
 
@@ -30,7 +31,6 @@ use emit::{Form, emit};
 use findings::Findings;
 use group_desc::GroupTable;
 use metadata::Metadata;
-use orphan::QuotaDelta;
 use plan::{NoFit, ResizePlan, minimum};
 use superblock::{SUPERBLOCK_OFFSET, Super, Superblock};
 
@@ -58,8 +58,6 @@ pub struct Ext4 {
     /// Recovery's changes, over the device.
     overlay: Overlay,
     contents: Contents,
-    /// What finished orphans no longer use.
-    quota_deltas: Vec<QuotaDelta>,
 }
 
 #[derive(Debug)]
@@ -119,6 +117,19 @@ impl Ext4 {
     /// `Unsound` with the first findings in its text; `Unsupported` for an unknown INCOMPAT
     /// feature or a journal that cannot be replayed here; what the device fails with.
     pub fn open(device: &dyn ReadAt) -> Result<Self> {
+        Self::open_trusting(device, needs_bitmaps)
+    }
+
+    /// Recovers the filesystem (in memory) but for its orphans, and takes from it only what the
+    /// bitmaps mark as used: for filesystems whose other metadata cannot be read.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_by_bitmaps(device: &dyn ReadAt) -> Result<Self> {
+        Self::open_trusting(device, |_| true)
+    }
+
+    fn open_trusting(device: &dyn ReadAt, bitmaps: fn(&Superblock) -> bool) -> Result<Self> {
         let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
         let unknown = fs.superblock.unknown_incompat();
         if !unknown.is_empty() {
@@ -137,7 +148,7 @@ impl Ext4 {
         };
         let mut findings = Findings::default();
         let mut quota_deltas = Vec::new();
-        if !needs_bitmaps(&fs.superblock) {
+        if !bitmaps(&fs.superblock) {
             let view = overlay.over(device);
             let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
             let orphans = orphan::finish_orphans(&fs, &view, 0)?;
@@ -148,19 +159,27 @@ impl Ext4 {
         }
         let view = overlay.over(device);
         let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
-        let contents = if needs_bitmaps(&fs.superblock) {
+        let contents = if bitmaps(&fs.superblock) {
             let table = GroupTable::read(&fs, &view)?;
             let used = usage::used_bytes(&fs, &table, &view, &mut findings)?;
             let journal = if findings.is_sound() {
-                usage::journal_contents(&fs, &table, &view)?
+                // Unreadable, they are taken along like everything else.
+                match usage::journal_contents(&fs, &table, &view) {
+                    Err(error) if error.kind() == ErrorKind::Io => Vec::new(),
+                    other => other?,
+                }
             } else {
                 Vec::new()
             };
             Contents::Bitmaps { used, journal }
         } else {
             let metadata = Metadata::read(&view, &mut findings)?;
+            let edits = quota::apply(&metadata, &view, &quota_deltas)?;
+            for (block, bytes) in edits {
+                overlay.set_bytes(fs.geometry.offset(block), bytes);
+            }
             if findings.is_sound() {
-                findings.merge(check::check(&view, &metadata)?);
+                findings.merge(check::check(&overlay.over(device), &metadata)?);
             }
             Contents::Known(Box::new(metadata))
         };
@@ -173,7 +192,6 @@ impl Ext4 {
             fs,
             overlay,
             contents,
-            quota_deltas,
         })
     }
 
@@ -234,13 +252,7 @@ impl Ext4 {
             }
         }
         .map_err(no_fit)?;
-        let emitted = emit(
-            &plan,
-            metadata,
-            &self.overlay.over(device),
-            Form::Image,
-            &self.quota_deltas,
-        )?;
+        let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::Image)?;
         let size = plan.geometry.block_size;
         Ok(Image {
             overlay: self.overlay.then(&emitted.overlay),
@@ -336,13 +348,7 @@ impl Ext4 {
             ));
         }
         let plan = minimum::plan_growth(metadata, blocks).map_err(no_fit)?;
-        let mut emitted = emit(
-            &plan,
-            metadata,
-            &self.overlay.over(device),
-            Form::InPlace,
-            &self.quota_deltas,
-        )?;
+        let mut emitted = emit(&plan, metadata, &self.overlay.over(device), Form::InPlace)?;
         // An image leaves away every slot that is not in use; here they would stay.
         for &number in self.findings.slots_to_clear() {
             let (group, index) = geometry.inode_place(number);

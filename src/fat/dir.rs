@@ -12,16 +12,38 @@ use crate::io::ReadAt;
 
 const ENTRY: usize = 32;
 /// A directory may have 65,536 entries.
-const MAX_DIRECTORY: u64 = 65_536 * ENTRY as u64;
+pub(super) const MAX_DIRECTORY: u64 = 65_536 * ENTRY as u64;
 
 const VOLUME_ID: u8 = 0x08;
 const DIRECTORY: u8 = 0x10;
 const LONG_NAME: u8 = 0x0f;
 
 /// A file, directory or label, as the short entry has it.
-struct Found<'a> {
+pub(super) struct Found<'a> {
     short: &'a [u8],
     long: Option<String>,
+}
+
+impl Found<'_> {
+    /// Returns the name; `None` for labels and for the directory itself and its parent.
+    pub(super) fn name(&self) -> Option<String> {
+        let is_label = self.short[11] & VOLUME_ID != 0;
+        let is_self = self.short[0] == b'.';
+        (!is_label && !is_self).then(|| self.long.clone().unwrap_or_else(|| short_name(self.short)))
+    }
+
+    pub(super) fn is_dir(&self) -> bool {
+        self.short[11] & DIRECTORY != 0
+    }
+
+    /// Returns the first cluster's number, 0 for an empty file.
+    pub(super) fn first_cluster(&self, geometry: &Geometry) -> u32 {
+        let high = match geometry.root {
+            Root::Chain { .. } => u32::from(u16_at(self.short, 20)) << 16,
+            Root::Fixed { .. } => 0,
+        };
+        high | u32::from(u16_at(self.short, 26))
+    }
 }
 
 /// Returns the label that the root directory has, if any.
@@ -55,16 +77,17 @@ pub(super) fn read_file<D: ReadAt + ?Sized>(
     let len = stated.min(max_len as u64).min(geometry.len) as usize;
     let mut contents = Vec::with_capacity(len);
     if len > 0 {
-        let high = match geometry.root {
-            Root::Chain { .. } => u32::from(u16_at(entry.short, 20)) << 16,
-            Root::Fixed { .. } => 0,
-        };
-        let first = high | u32::from(u16_at(entry.short, 26));
-        walk(geometry, dev, first, u64::MAX, |start| {
-            let count = (len - contents.len()).min(geometry.cluster_size as usize);
-            contents.extend(dev.read_vec_at(start, count)?);
-            Ok(contents.len() < len)
-        })?;
+        walk(
+            geometry,
+            dev,
+            entry.first_cluster(geometry),
+            u64::MAX,
+            |start| {
+                let count = (len - contents.len()).min(geometry.cluster_size as usize);
+                contents.extend(dev.read_vec_at(start, count)?);
+                Ok(contents.len() < len)
+            },
+        )?;
         if contents.len() < len {
             return Err(Error::unsound(format!(
                 "the FAT filesystem is damaged: {name} ends after {} of {stated} bytes",
@@ -94,7 +117,7 @@ fn read_root<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<Vec<u8>
 }
 
 /// Goes through a directory's live entries, each with its long name if that belongs to it.
-fn entries(directory: &[u8]) -> impl Iterator<Item = Found<'_>> {
+pub(super) fn entries(directory: &[u8]) -> impl Iterator<Item = Found<'_>> {
     let mut long = LongName::default();
     directory
         .chunks_exact(ENTRY)

@@ -14,6 +14,7 @@
 
 mod boot;
 mod dir;
+mod owner;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use std::fmt;
 use crate::error::Result;
 use crate::io::{RangeSet, ReadAt};
 use boot::Geometry;
+pub use owner::Owned;
 
 /// How many bits an entry of the FAT has.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
@@ -132,6 +134,14 @@ impl Fat {
     /// As [`Fat::usage`].
     pub fn allocated<D: ReadAt + ?Sized>(&self, dev: &D) -> Result<RangeSet> {
         Ok(self.usage(dev)?.allocated)
+    }
+
+    /// Tells who owns each of `bytes`, ascending. `dev` should give zeros instead of failing.
+    ///
+    /// # Errors
+    /// `Io` if reading fails.
+    pub fn owners<D: ReadAt + ?Sized>(&self, dev: &D, bytes: &RangeSet) -> Result<Vec<Owned>> {
+        owner::owners(&self.geometry, dev, bytes)
     }
 
     /// Reads the first `max_len` bytes of a file in the root directory, by its long or short name

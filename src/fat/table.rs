@@ -45,6 +45,24 @@ pub(super) fn next<D: ReadAt + ?Sized>(
     Ok(Entry::decode(geometry.kind, values[0]))
 }
 
+/// Reads all entries, from number 0 on, of the FAT that counts.
+pub(super) fn entries<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<Vec<Entry>> {
+    // No overflow: a FAT has at most 2^28 entries.
+    let total = geometry.clusters + 2;
+    let mut entries = Vec::new();
+    while (entries.len() as u32) < total {
+        let first = entries.len() as u32;
+        let count = CHUNK.min(total - first);
+        let values = values(geometry, dev, geometry.active_fat, first, count)?;
+        entries.extend(
+            values
+                .iter()
+                .map(|&value| Entry::decode(geometry.kind, value)),
+        );
+    }
+    Ok(entries)
+}
+
 /// Reads `count` entries from number `first` on; both within the table.
 fn values<D: ReadAt + ?Sized>(
     geometry: &Geometry,
