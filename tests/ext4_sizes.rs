@@ -65,6 +65,11 @@ fn run(tool: &str, args: &[&str], image: &Path) {
     assert!(output.status.success(), "{tool} {args:?}: {output:?}");
 }
 
+/// Removes what `make` made.
+fn remove(image: &Path) {
+    std::fs::remove_dir_all(image.parent().unwrap()).unwrap();
+}
+
 fn clean(image: &Path) {
     run("e2fsck", &["-fn"], image);
 }
@@ -164,6 +169,7 @@ fn every_size_down_to_the_minimum() {
         }
         let error = ext.image(&disk, Target::Blocks(least - 1)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{name}: {error}");
+        remove(&image);
     }
 }
 
@@ -230,6 +236,7 @@ fn growth_in_place() {
             let result = grown(&image, len);
             assert!(files(&result) == expected, "{name}: {len}");
         }
+        remove(&image);
     }
 }
 
@@ -245,4 +252,5 @@ fn growth_clears_what_deleted_inodes_left() {
     for len in [20 * MIB, 40 * MIB] {
         grown(&image, len);
     }
+    remove(&image);
 }

@@ -4,7 +4,7 @@
 
 use super::checksum::{Checksums, crc32c};
 use super::raw::{join, le_fields};
-use super::superblock::{INCOMPAT_64BIT, INCOMPAT_EA_INODE, RO_COMPAT_HUGE_FILE, Super};
+use super::superblock::{INCOMPAT_64BIT, RO_COMPAT_HUGE_FILE, Super};
 use crate::units::{BlockNr, InodeNr};
 
 pub const BAD_INO: InodeNr = InodeNr(1);
@@ -144,14 +144,12 @@ impl<T: AsRef<[u8]>> Inode<T> {
         if self.format() != S_IFLNK || self.has_flag(INLINE_DATA_FL | EXTENTS_FL) {
             return false;
         }
-        // There `i_blocks` also counts large xattr values, so it tells nothing.
-        let by_size = fs.superblock.has_incompat(INCOMPAT_EA_INODE) && self.size() > 0;
         let xattr = if self.file_acl(fs) != 0 {
             fs.geometry.block_size * fs.geometry.cluster_ratio / 512
         } else {
             0
         };
-        (by_size || self.blocks_512(fs) == xattr) && self.size() < I_BLOCK_SIZE as u64
+        self.blocks_512(fs) == xattr && self.size() < I_BLOCK_SIZE as u64
     }
 
     /// Does `i_block` hold pointers or extents (and not a target, a device number or data)?

@@ -187,7 +187,7 @@ impl<'a> Check<'a> {
             (journal && internal && external, "names two journals"),
             (
                 journal && !internal && !external && superblock.s_journal_dev() == 0,
-                "has has_journal, but names no journal",
+                "sets has_journal, but names no journal",
             ),
             (
                 !bigalloc && superblock.s_log_cluster_size() != superblock.s_log_block_size(),
