@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::rescue::{Forgiving, Rescue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::Target;
-use crate::io::{Overlay, RangeSet, ReadAt, Window};
+use crate::io::{Overlay, RangeSet, ReadAt, Window, check_range};
 use crate::partition::{DiskLen, PartitionTable, TableKind};
 use crate::progress::{Event, Phase, Progress};
 use crate::units::{ByteRange, human_bytes, round_up};
@@ -180,7 +180,14 @@ fn plan_disk(
     };
     let (mut overlay, tables) = if options.shrink {
         let changes: Vec<_> = ranges.iter().copied().enumerate().collect();
-        let layout = table.relayout(source, &changes, DiskLen::Minimal)?;
+        let outside = Outside {
+            source,
+            parts: parts
+                .iter()
+                .map(|part| part.range.start..part.range.end)
+                .collect(),
+        };
+        let layout = table.relayout(&outside, &changes, DiskLen::Minimal)?;
         (layout.overlay, layout.table.table_ranges())
     } else {
         (Overlay::new(source.len()), table.table_ranges())
@@ -443,6 +450,29 @@ impl Summary {
             human_bytes(self.source_bytes),
             human_bytes(self.image_bytes)
         )
+    }
+}
+
+/// A source whose partitions seem empty: what lies in them is no part of a table, wherever the
+/// image ends, and is not read for it.
+struct Outside<'a> {
+    source: &'a dyn ReadAt,
+    parts: RangeSet,
+}
+
+impl ReadAt for Outside<'_> {
+    fn len(&self) -> u64 {
+        self.source.len()
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        check_range(self.len(), offset, buf.len() as u64)?;
+        buf.fill(0);
+        for gap in self.parts.gaps(offset..offset + buf.len() as u64) {
+            let part = (gap.start - offset) as usize..(gap.end - offset) as usize;
+            self.source.read_exact_at(gap.start, &mut buf[part])?;
+        }
+        Ok(())
     }
 }
 

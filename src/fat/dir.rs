@@ -29,7 +29,7 @@ impl Found<'_> {
     pub(super) fn name(&self) -> Option<String> {
         let is_label = self.short[11] & VOLUME_ID != 0;
         let is_self = self.short[0] == b'.';
-        (!is_label && !is_self).then(|| self.long.clone().unwrap_or_else(|| short_name(self.short)))
+        (!is_label && !is_self).then(|| self.long.clone().unwrap_or_else(|| shown_name(self.short)))
     }
 
     pub(super) fn is_dir(&self) -> bool {
@@ -188,6 +188,20 @@ fn short_name(entry: &[u8]) -> String {
     match text(&entry[8..11]) {
         Some(extension) => format!("{base}.{extension}"),
         None => base,
+    }
+}
+
+/// The short name as Windows and Linux show it: two bits say which parts are in lower case.
+fn shown_name(entry: &[u8]) -> String {
+    let name = short_name(entry);
+    let (base, extension) = name.split_once('.').unwrap_or((&name, ""));
+    let cased = |text: &str, bit: u8| match entry[12] & bit {
+        0 => text.to_owned(),
+        _ => text.to_ascii_lowercase(),
+    };
+    match extension {
+        "" => cased(base, 0x08),
+        _ => format!("{}.{}", cased(base, 0x08), cased(extension, 0x10)),
     }
 }
 

@@ -104,6 +104,13 @@ impl Card {
     }
 }
 
+fn small() -> PlanOptions {
+    PlanOptions {
+        headroom: 1 << 20,
+        ..PlanOptions::default()
+    }
+}
+
 fn whole() -> PlanOptions {
     PlanOptions {
         shrink: false,
@@ -140,12 +147,13 @@ fn a_bad_sector_costs_a_sector_of_its_file_and_free_space_is_not_touched() {
     let free = card.free();
     assert!(free.total() > 16 << 20);
     let good = card.failing(&[]);
-    let (_, smooth, expected) = capture(&good, &PlanOptions::default()).unwrap();
+    let (_, smooth, expected) = capture(&good, &small()).unwrap();
     assert!(smooth.rescued.is_none());
     let mut faults: Vec<_> = free.iter().collect();
     faults.push(bad.clone());
     let disk = card.failing(&faults);
-    let (plan, captured, image) = capture(&disk, &PlanOptions::default()).unwrap();
+    let (plan, captured, image) = capture(&disk, &small()).unwrap();
+    assert!(plan.image_bytes() < PART + FS / 2);
     for range in disk.read_so_far().iter() {
         let touched: Vec<_> = free.iter_within(range).collect();
         assert!(touched.is_empty(), "{touched:?}");
@@ -197,7 +205,7 @@ fn lost_inodes_keep_the_filesystem_at_its_size() {
     let card = Card::new();
     let bad = card.inode(17);
     let disk = card.failing(&[bad..bad + 512]);
-    let (plan, captured, image) = capture(&disk, &PlanOptions::default()).unwrap();
+    let (plan, captured, image) = capture(&disk, &small()).unwrap();
     let part = &plan.summary.partitions[0];
     assert_eq!(part.new_range, part.range);
     let unreadable = part.facts.unreadable.as_deref().unwrap();
@@ -234,7 +242,7 @@ fn without_the_superblock_or_the_table_every_block_can_be_saved() {
         (0..512, "partition table"),
     ] {
         let disk = card.failing(&[bad.clone()]);
-        let error = capture(&disk, &PlanOptions::default()).unwrap_err();
+        let error = capture(&disk, &small()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io);
         assert!(error.one_line().contains(place), "{}", error.one_line());
         assert!(error.hint().unwrap().contains("--no-shrink --force-raw"));
@@ -253,7 +261,7 @@ fn large_bad_areas_are_followed_to_their_edges() {
     let first = card.block_of("/home/pi/film.mp4", 100);
     let last = card.block_of("/home/pi/film.mp4", 2500);
     let disk = card.failing(&[first + 512..last]);
-    let (_, captured, _) = capture(&disk, &PlanOptions::default()).unwrap();
+    let (_, captured, _) = capture(&disk, &small()).unwrap();
     let losses = losses(&captured);
     assert!(losses.iter().all(|loss| loss.owner == "/home/pi/film.mp4"));
     let total: u64 = losses.iter().map(|loss| loss.source.len()).sum();
@@ -295,14 +303,14 @@ fn what_can_be_read_in_the_end_is_no_loss_and_a_pulled_card_is_the_end() {
         left: std::sync::atomic::AtomicU32::new(left),
         code,
     };
-    let (_, _, expected) = capture(&card.failing(&[]), &PlanOptions::default()).unwrap();
-    let (_, captured, image) = capture(&moody(4, 5), &PlanOptions::default()).unwrap();
+    let (_, _, expected) = capture(&card.failing(&[]), &small()).unwrap();
+    let (_, captured, image) = capture(&moody(4, 5), &small()).unwrap();
     assert!(image == expected);
     let rescued = captured.rescued.unwrap();
     assert_eq!((rescued.read_errors, rescued.unreadable_bytes), (4, 0));
     assert!(rescued.losses.is_empty());
     let gone = if cfg!(windows) { 433 } else { 19 };
-    let error = capture(&moody(u32::MAX, gone), &PlanOptions::default()).unwrap_err();
+    let error = capture(&moody(u32::MAX, gone), &small()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
 }
 
@@ -331,7 +339,7 @@ fn files_on_fat_are_named_too() {
         .unwrap() as u64;
     let disk = FaultyDisk::new(MemoryDisk::from(bytes))
         .with_bad_reads([start + 4096..start + 4608].into_iter().collect());
-    let (_, captured, _) = capture(&disk, &PlanOptions::default()).unwrap();
+    let (_, captured, _) = capture(&disk, &small()).unwrap();
     let losses = losses(&captured);
     assert_eq!(losses.len(), 1);
     assert_eq!(losses[0].owner, "/overlays/a long name.dtbo");
