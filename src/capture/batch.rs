@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::io::{Overlay, Source};
 
 /// Bytes of data that one batch holds at the most.
-pub const BATCH: usize = 16 << 20;
+pub const BATCH: usize = 8 << 20;
 
 /// Zeros cost no memory; this bounds how long one batch keeps a stage busy.
 const MOST_ZEROS: u64 = 1 << 30;

@@ -35,7 +35,7 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
     }
     if let Some(size) = args.card_size {
         for target in &args.targets {
-            device::create_card_file(target, size)?;
+            device::create_card_file(target, size / 512 * 512)?;
         }
     }
     let targets = card::judge(&args.targets, &permissions)?;

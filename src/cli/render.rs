@@ -255,10 +255,14 @@ impl Stretch {
         match self.total.filter(|&total| total > 0) {
             Some(total) => {
                 let percent = self.done.min(total) as f64 * 100.0 / total as f64;
-                let left = total.saturating_sub(self.done) as f64 / rate.max(1.0);
-                let left = human_seconds(left);
-                let total = human_bytes(total);
-                format!("{name}{what} {percent:.0}% ({done} of {total}), {speed}/s, {left} left")
+                let of = human_bytes(total);
+                let start = format!("{name}{what} {percent:.0}% ({done} of {of})");
+                if self.done == 0 {
+                    // No rate yet, so nothing can be said of the time.
+                    return start;
+                }
+                let left = human_seconds(total.saturating_sub(self.done) as f64 / rate.max(1.0));
+                format!("{start}, {speed}/s, {left} left")
             }
             None => format!("{name}{what} {done}, {speed}/s"),
         }

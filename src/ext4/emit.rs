@@ -53,7 +53,6 @@ pub fn emit(
     metadata: &Metadata,
     view: &dyn ReadAt,
     form: Form,
-    quota_deltas: &[QuotaDelta],
 ) -> Result<Emitted> {
     let mut emitter = Emitter {
         plan,
@@ -65,7 +64,7 @@ pub fn emit(
         groups: plan.groups.clone(),
         slots: BTreeMap::new(),
         unstored: Vec::new(),
-        quota_deltas: quota_deltas.to_vec(),
+        quota_deltas: Vec::new(),
     };
     if form == Form::Image {
         emitter.zero_free_blocks();
@@ -136,6 +135,7 @@ struct Emitter<'a> {
     slots: BTreeMap<InodeNr, Inode>,
     /// Blocks in use that need not be stored: (first, length).
     unstored: Vec<(BlockNr, u64)>,
+    /// What files use more or less, by their tree nodes.
     quota_deltas: Vec<QuotaDelta>,
 }
 

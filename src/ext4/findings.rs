@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use crate::units::InodeNr;
+
 /// Findings kept by text; beyond that only their number.
 const KEPT: usize = 100;
 
@@ -11,6 +13,7 @@ pub struct Findings {
     damage: Vec<String>,
     damage_total: u64,
     repairs: Vec<String>,
+    leftovers: Vec<InodeNr>,
 }
 
 impl Findings {
@@ -27,6 +30,22 @@ impl Findings {
         if self.repairs.len() < KEPT {
             self.repairs.push(text.to_string());
         }
+    }
+
+    /// Adds deleted inodes whose slots are not clean. What is made anew has zeros there.
+    pub fn leftovers(&mut self, slots: Vec<InodeNr>) {
+        if !slots.is_empty() {
+            let count = slots.len();
+            self.repaired(format_args!(
+                "{count} deleted inodes had leftovers in their slots"
+            ));
+            self.leftovers.extend(slots);
+        }
+    }
+
+    /// Returns the deleted inodes whose slots have to be cleared.
+    pub fn slots_to_clear(&self) -> &[InodeNr] {
+        &self.leftovers
     }
 
     /// Returns the first pieces of damage.
@@ -54,5 +73,6 @@ impl Findings {
         self.damage.extend(other.damage.into_iter().take(room));
         let room = KEPT.saturating_sub(self.repairs.len());
         self.repairs.extend(other.repairs.into_iter().take(room));
+        self.leftovers.extend(other.leftovers);
     }
 }

@@ -31,7 +31,6 @@ use emit::{Form, emit};
 use findings::Findings;
 use group_desc::GroupTable;
 use metadata::Metadata;
-use orphan::QuotaDelta;
 use plan::{NoFit, ResizePlan, minimum};
 use superblock::{SUPERBLOCK_OFFSET, Super, Superblock};
 
@@ -59,8 +58,6 @@ pub struct Ext4 {
     /// Recovery's changes, over the device.
     overlay: Overlay,
     contents: Contents,
-    /// What finished orphans no longer use.
-    quota_deltas: Vec<QuotaDelta>,
 }
 
 #[derive(Debug)]
@@ -177,8 +174,12 @@ impl Ext4 {
             Contents::Bitmaps { used, journal }
         } else {
             let metadata = Metadata::read(&view, &mut findings)?;
+            let edits = quota::apply(&metadata, &view, &quota_deltas)?;
+            for (block, bytes) in edits {
+                overlay.set_bytes(fs.geometry.offset(block), bytes);
+            }
             if findings.is_sound() {
-                findings.merge(check::check(&view, &metadata)?);
+                findings.merge(check::check(&overlay.over(device), &metadata)?);
             }
             Contents::Known(Box::new(metadata))
         };
@@ -191,7 +192,6 @@ impl Ext4 {
             fs,
             overlay,
             contents,
-            quota_deltas,
         })
     }
 
@@ -252,13 +252,7 @@ impl Ext4 {
             }
         }
         .map_err(no_fit)?;
-        let emitted = emit(
-            &plan,
-            metadata,
-            &self.overlay.over(device),
-            Form::Image,
-            &self.quota_deltas,
-        )?;
+        let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::Image)?;
         let size = plan.geometry.block_size;
         Ok(Image {
             overlay: self.overlay.then(&emitted.overlay),
@@ -354,13 +348,14 @@ impl Ext4 {
             ));
         }
         let plan = minimum::plan_growth(metadata, blocks).map_err(no_fit)?;
-        let emitted = emit(
-            &plan,
-            metadata,
-            &self.overlay.over(device),
-            Form::InPlace,
-            &self.quota_deltas,
-        )?;
+        let mut emitted = emit(&plan, metadata, &self.overlay.over(device), Form::InPlace)?;
+        // An image leaves away every slot that is not in use; here they would stay.
+        for &number in self.findings.slots_to_clear() {
+            let (group, index) = geometry.inode_place(number);
+            let table = geometry.offset(plan.groups[group as usize].inode_table());
+            let slot = table + u64::from(index) * geometry.inode_size;
+            emitted.overlay.set_zero(slot..slot + geometry.inode_size);
+        }
         let descriptors = geometry.first_data_block + 1 + plan.geometry.desc_blocks;
         Ok(Growth {
             overlay: self.overlay.then(&emitted.overlay),

@@ -545,6 +545,11 @@ impl Geometry {
         if is_64bit && (desc_size < 64 || desc_size > block_size || !desc_size.is_power_of_two()) {
             return bad(format!("s_desc_size is {desc_size}"));
         }
+        // Without 64bit the kernel ignores the field, but e2fsck does not.
+        let unused = u64::from(superblock.s_desc_size_raw());
+        if !is_64bit && unused != 0 && !(unused.is_power_of_two() && unused <= 1024) {
+            return bad(format!("s_desc_size is {unused}"));
+        }
         let groups = (blocks_count - first_data_block).div_ceil(blocks_per_group);
         let Ok(groups) = GroupNr::try_from(groups) else {
             return bad(format!("{groups} block groups"));

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{ReadAt, WriteAt, check_range};
+use super::{RangeSet, ReadAt, WriteAt, check_range};
 use crate::error::{Error, Result};
 
 /// Is told of each write that a commit makes: the byte range and its new contents. An error of its
@@ -253,7 +253,9 @@ impl Overlay {
         // Like memmove: what goes up is copied from its end, what goes down from its start.
         let up = moves.iter().rev().filter(|(to, _, from)| to > from);
         let down = moves.iter().filter(|(to, _, from)| to < from);
-        for &(to, len, from) in up.chain(down) {
+        let moves: Vec<_> = up.chain(down).copied().collect();
+        refuse_overwritten_sources(&moves)?;
+        for &(to, len, from) in &moves {
             copy_within(target, from, to, len, written)?;
         }
         if !moves.is_empty() {
@@ -276,6 +278,20 @@ impl Overlay {
         }
         target.sync()
     }
+}
+
+/// Refuses moves of which an earlier one would overwrite what a later one has to read.
+fn refuse_overwritten_sources(moves: &[(u64, u64, u64)]) -> Result<()> {
+    let mut sources = RangeSet::new();
+    for &(to, len, from) in moves.iter().rev() {
+        if sources.intersects(to..to + len) {
+            return Err(Error::internal(format!(
+                "the move of {len} bytes to byte {to} would overwrite what moves later"
+            )));
+        }
+        sources.insert(from..from + len);
+    }
+    Ok(())
 }
 
 const COPY_CHUNK: u64 = 1 << 20;
@@ -491,6 +507,21 @@ mod tests {
             let wide = MemoryDisk::from([vec![9; 16], base.clone(), vec![9; 60]].concat());
             assert_eq!(&read(&lifted, &wide)[8..72], model);
         }
+    }
+
+    #[test]
+    fn commit_refuses_moves_that_eat_each_other() {
+        let disk = MemoryDisk::from((0..64).collect::<Vec<u8>>());
+        let mut overlay = Overlay::new(64);
+        // Upwards onto the source of a move downwards, which comes later.
+        overlay.set_base(30, 10, 0);
+        overlay.set_base(10, 10, 30);
+        let refused = overlay.commit(&disk, 0..0, &mut |_, _| Ok(()));
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            crate::error::ErrorKind::Internal
+        );
+        assert_eq!(disk.to_vec(), (0..64).collect::<Vec<u8>>());
     }
 
     #[test]

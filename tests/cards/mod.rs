@@ -237,7 +237,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+        let status = Command::new("umount").arg(&self.0).status();
+        // A test that is failing already has something else to say.
+        assert!(std::thread::panicking() || status.is_ok_and(|status| status.success()));
     }
 }
 
@@ -314,8 +316,8 @@ pub fn dirty(scratch: &Scratch) -> PathBuf {
     for number in 0..50u32 {
         fs::remove_file(mounted.path().join(format!("new-{number}"))).unwrap();
     }
-    let file = File::open(mounted.path()).unwrap();
-    file.sync_all().unwrap();
+    // The folder's handle is closed again, or it could not be unmounted.
+    File::open(mounted.path()).unwrap().sync_all().unwrap();
     fs::copy(&live, &card).unwrap();
     drop(mounted);
     fs::remove_file(&live).unwrap();

@@ -241,7 +241,7 @@ fn without_the_superblock_or_the_table_every_block_can_be_saved() {
         (PART + 1024..PART + 2048, "partition 1"),
         (0..512, "partition table"),
     ] {
-        let disk = card.failing(&[bad.clone()]);
+        let disk = card.failing(std::slice::from_ref(&bad));
         let error = capture(&disk, &small()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io);
         assert!(error.one_line().contains(place), "{}", error.one_line());

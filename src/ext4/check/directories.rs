@@ -7,7 +7,7 @@ use super::super::inode::{
 };
 use super::super::metadata::InodeRecord;
 use super::super::raw::le32;
-use super::super::superblock::{COMPAT_ORPHAN_FILE, INCOMPAT_FILETYPE};
+use super::super::superblock::INCOMPAT_FILETYPE;
 use super::Check;
 use super::batch::for_each_block;
 use super::dirhash::{HALF_MD4, Hasher, LEGACY, SIPHASH, TEA};
@@ -380,7 +380,7 @@ impl Check<'_> {
             || is(superblock.s_usr_quota_inum())
             || is(superblock.s_grp_quota_inum())
             || is(superblock.s_prj_quota_inum())
-            || superblock.has_compat(COMPAT_ORPHAN_FILE) && is(superblock.s_orphan_file_inum())
+            || is(superblock.s_orphan_file_inum())
         {
             return Some("names one of the filesystem's own inodes");
         }

@@ -22,7 +22,7 @@ use crate::units::InodeNr;
 
 const IMMUTABLE_FL: u32 = 0x10;
 const APPEND_FL: u32 = 0x20;
-const IMAGIC_FL: u32 = 0x2000;
+pub(super) const IMAGIC_FL: u32 = 0x2000;
 /// `s_creator_os` of the Hurd, which uses some fields for something else.
 const OS_HURD: u32 = 1;
 /// The size from which a file needs `large_file`.
@@ -95,12 +95,7 @@ impl Check<'_> {
                 }
             }
         }
-        if self.leftovers > 0 {
-            self.findings.repaired(format_args!(
-                "{} deleted inodes had leftovers in their slots",
-                self.leftovers
-            ));
-        }
+        self.findings.leftovers(std::mem::take(&mut self.leftovers));
         Ok(())
     }
 
@@ -143,7 +138,7 @@ impl Check<'_> {
         }
         let undead = inode.i_mode() != 0 && inode.i_dtime() == 0;
         if undead || low_dtime || bad_checksum {
-            self.leftovers += 1;
+            self.leftovers.push(number);
         }
         Ok(())
     }
@@ -434,10 +429,9 @@ impl Check<'_> {
         }
         let written = extents.iter().rev().find(|extent| !extent.is_unwritten());
         let last = written.map_or(0, |extent| extent.logical_end() - 1);
-        let per_node = block_size / 4;
         let limit = match record.kind {
             MapKind::Extents => (block_size << 32) - 1,
-            _ => (12 + per_node + per_node.pow(2) + per_node.pow(3)).saturating_mul(block_size),
+            _ => largest_with_pointers(block_size),
         };
         if (size < last * block_size && record.flags & VERITY_FL == 0) || size > limit {
             self.inode_damaged(
@@ -495,6 +489,12 @@ impl Check<'_> {
             _ => self.inode_damaged(record.number, "is encrypted but has no valid policy"),
         }
     }
+}
+
+/// Returns how many bytes a file with indirect blocks can have.
+pub(super) fn largest_with_pointers(block_size: u64) -> u64 {
+    let per_node = block_size / 4;
+    (12 + per_node + per_node.pow(2) + per_node.pow(3)).saturating_mul(block_size)
 }
 
 /// Could `i_block` be the root of an extent tree?

@@ -86,7 +86,7 @@ struct Check<'a> {
     block_policies: BTreeMap<BlockNr, Policy>,
     encrypted: Vec<(u32, Policy)>,
     /// Deleted inodes whose slots are not as e2fsck wants them.
-    leftovers: u64,
+    leftovers: Vec<InodeNr>,
 }
 
 /// One directory.
@@ -126,7 +126,7 @@ impl<'a> Check<'a> {
             policies: BTreeMap::new(),
             block_policies: BTreeMap::new(),
             encrypted: Vec::new(),
-            leftovers: 0,
+            leftovers: Vec::new(),
         }
     }
 
@@ -185,6 +185,10 @@ impl<'a> Check<'a> {
                 "names a journal, but lacks has_journal",
             ),
             (journal && internal && external, "names two journals"),
+            (
+                journal && !internal && !external && superblock.s_journal_dev() == 0,
+                "sets has_journal, but names no journal",
+            ),
             (
                 !bigalloc && superblock.s_log_cluster_size() != superblock.s_log_block_size(),
                 "has clusters without bigalloc",

@@ -1,7 +1,10 @@
 //! The filesystem's own files: resize inode, journal, orphan file.
 
 use super::super::checksum::crc32c;
-use super::super::inode::{BAD_INO, INLINE_DATA_FL, Inode, RESIZE_INO, S_IFMT, S_IFREG};
+use super::super::inode::{
+    BAD_INO, CASEFOLD_FL, EA_INODE_FL, ENCRYPT_FL, EXTENTS_FL, INDEX_FL, INLINE_DATA_FL, Inode,
+    RESIZE_INO, S_IFMT, S_IFREG,
+};
 use super::super::map::{Extent, MapError, read_map};
 use super::super::metadata::InodeRecord;
 use super::super::raw::le32;
@@ -10,12 +13,18 @@ use super::super::superblock::{
 };
 use super::Check;
 use super::batch::for_each_block;
+use super::inodes::{IMAGIC_FL, largest_with_pointers};
 use crate::error::Result;
 use crate::io::RangeSet;
 use crate::units::{BlockNr, InodeNr};
 
 /// The shortest journal in blocks.
 const MIN_JOURNAL_BLOCKS: u64 = 1024;
+/// What the resize inode, a list of pointers, cannot be.
+const FLAGS_OF_OTHERS: u32 =
+    EXTENTS_FL | INLINE_DATA_FL | INDEX_FL | CASEFOLD_FL | ENCRYPT_FL | EA_INODE_FL | IMAGIC_FL;
+/// Where an inode had the address of a fragment, in bytes.
+const I_FADDR: usize = 0x70;
 /// The magic number at the end of each block of the orphan file.
 const ORPHAN_MAGIC: u32 = 0x0B10_CA04;
 
@@ -111,12 +120,15 @@ impl Check<'_> {
         let superblock = &self.fs.superblock;
         let size = inode.size();
         let needs_feature = size >= 1 << 31 && !superblock.has_ro_compat(RO_COMPAT_LARGE_FILE);
+        let odd = inode.has_flag(FLAGS_OF_OTHERS)
+            || inode.file_acl(self.fs) != 0
+            || le32(inode.bytes(), I_FADDR) != 0;
         let block = self.meta.resize_inode.map(|resize| resize.double_indirect);
         let (Some(block), true, true, false) = (
             block,
             inode.i_mode() & S_IFMT == S_IFREG,
             inode.i_links_count() != 0,
-            needs_feature || self.is_low_dtime(inode.i_dtime()),
+            needs_feature || self.is_low_dtime(inode.i_dtime()) || odd,
         ) else {
             self.inode_damaged(RESIZE_INO, "is no valid resize inode");
             return Ok(());
@@ -161,7 +173,7 @@ impl Check<'_> {
                 }
             }
         }
-        if inode.size() < last * block_size {
+        if inode.size() < last * block_size || inode.size() > largest_with_pointers(block_size) {
             self.inode_damaged(RESIZE_INO, "is the resize inode, but has a wrong size");
         }
         if stale {

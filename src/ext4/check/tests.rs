@@ -140,9 +140,13 @@ fn fields_of_inodes() {
             (&["sif <8> mode 040755"], "regular file"),
             (&["sif <8> size 65536"], "too short or with a hole"),
             (&["sif <7> size 4096"], "wrong size"),
+            (&["sif <7> size 281474976710656"], "wrong size"),
+            (&["sif <7> flags 0x1000"], "no valid resize inode"),
             (&["sif <9> mode 0100644"], "reserved"),
             (&["sif <1> mode 0100644"], "list of bad blocks"),
             (&["ssv r_blocks_count 9000"], "more than half"),
+            (&["ssv journal_inum 0"], "names no journal"),
+            (&["ssv orphan_file_inum 12"], "filesystem's own inodes"),
             (
                 &["ssv journal_uuid 12345678-1234-1234-1234-123456789abc"],
                 "two journals",

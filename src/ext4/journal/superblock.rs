@@ -38,6 +38,9 @@ const S_CHECKSUM: usize = 0xFC;
 /// What `s_num_fc_blks` 0 stands for.
 const DEFAULT_FAST_COMMIT_BLOCKS: u32 = 256;
 
+/// How many blocks a journal has to have beside those for fast commits.
+const MIN_BESIDE_FAST_COMMITS: u32 = 1024;
+
 /// Which checksums the log carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogChecksums {
@@ -101,9 +104,8 @@ impl JournalSuperblock {
             }
         }
         if version == 2 && be32(&journal.bytes, 0x40) > 1 {
-            return Err(Error::unsupported(
-                "journal: it is shared by several filesystems",
-            ));
+            // Only a journal on a device of its own can be shared.
+            return bad(format!("s_nr_users is {}", be32(&journal.bytes, 0x40)));
         }
         if u64::from(be32(&journal.bytes, 0x0C)) != block_size {
             return bad(format!("s_blocksize is {}", be32(&journal.bytes, 0x0C)));
@@ -116,7 +118,11 @@ impl JournalSuperblock {
         }
         let fast_commit = journal.fast_commit_blocks();
         let last = journal.s_maxlen().checked_sub(fast_commit);
-        if journal.s_first() == 0 || last.is_none_or(|last| last <= journal.s_first()) {
+        // A log that is emptied loses its fast commits, and so becomes long enough.
+        let short = fast_commit > 0
+            && journal.s_start() == 0
+            && last.is_none_or(|last| last < MIN_BESIDE_FAST_COMMITS);
+        if journal.s_first() == 0 || short || last.is_none_or(|last| last <= journal.s_first()) {
             return bad(format!(
                 "s_first is {} of {} blocks ({fast_commit} of them for fast commits)",
                 journal.s_first(),

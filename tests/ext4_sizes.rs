@@ -1,0 +1,256 @@
+//! Every size that a filesystem may get: clean by e2fsck's judgement, with the same files, planned
+//! the same way twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ext4_view::Ext4 as View;
+use pishrink::error::ErrorKind;
+use pishrink::ext4::{Ext4, Image, Target};
+use pishrink::io::memory::MemoryDisk;
+use pishrink::io::{ReadAt, WriteAt};
+
+const MIB: u64 = 1 << 20;
+
+/// A filesystem whose files lie behind a hole of `hole` bytes, many of them in pieces.
+fn make(name: &str, size: u64, hole: u64, options: &[&str]) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("ext4_sizes")
+        .join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let image = folder.join("image");
+    std::fs::File::create(&image)
+        .unwrap()
+        .set_len(size)
+        .unwrap();
+    let common = ["-qF", "-t", "ext4", "-b", "1024", "-J", "size=1"];
+    run("mke2fs", &[&common[..], options].concat(), &image);
+    let contents = |name: &str, len: u64| {
+        let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8 | 1).collect();
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let mut commands = vec![format!("write {} hole", contents("hole", hole))];
+    for number in 0..40 {
+        let dir = number / 8;
+        if number % 8 == 0 {
+            commands.push(format!("mkdir dir{dir}"));
+        }
+        let file = contents(&format!("file{number}"), 700 + 5000 * number);
+        commands.push(format!("write {file} dir{dir}/file{number}"));
+        commands.push(format!("write {file} between{number}"));
+    }
+    commands.push(format!("symlink long {}", "l".repeat(200)));
+    commands.push("rm hole".into());
+    // What comes last finds its room in pieces.
+    commands.extend(
+        (0..40)
+            .step_by(2)
+            .map(|number| format!("rm between{number}")),
+    );
+    commands.push(format!("write {} pieces", contents("pieces", hole / 8)));
+    let script = folder.join("script");
+    std::fs::write(&script, commands.join("\n")).unwrap();
+    run("debugfs", &["-w", "-f", script.to_str().unwrap()], &image);
+    clean(&image);
+    image
+}
+
+fn run(tool: &str, args: &[&str], image: &Path) {
+    let output = Command::new(tool).args(args).arg(image).output();
+    let output = output.unwrap_or_else(|error| panic!("{tool} is needed: {error}"));
+    assert!(output.status.success(), "{tool} {args:?}: {output:?}");
+}
+
+/// Removes what `make` made.
+fn remove(image: &Path) {
+    std::fs::remove_dir_all(image.parent().unwrap()).unwrap();
+}
+
+fn clean(image: &Path) {
+    run("e2fsck", &["-fn"], image);
+}
+
+fn disk(image: &Path) -> MemoryDisk {
+    MemoryDisk::from(std::fs::read(image).unwrap())
+}
+
+/// Stores bytes beside `image`, and returns the path once e2fsck has nothing to say about them.
+fn judged(image: &Path, bytes: Vec<u8>) -> PathBuf {
+    let result = image.with_file_name("result");
+    std::fs::write(&result, bytes).unwrap();
+    clean(&result);
+    result
+}
+
+fn bytes_of(image: &Image, disk: &MemoryDisk) -> Vec<u8> {
+    let len = image.overlay.len() as usize;
+    image.overlay.over(disk).read_vec_at(0, len).unwrap()
+}
+
+/// All files by path, with what they hold, as an independent reader sees them.
+fn files(image: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let view = View::load_from_path(image).unwrap();
+    let mut folders = vec![ext4_view::PathBuf::new("/")];
+    let mut found = BTreeMap::new();
+    while let Some(folder) = folders.pop() {
+        for entry in view.read_dir(&folder).unwrap() {
+            let entry = entry.unwrap();
+            let path = entry.path();
+            let kind = entry.file_type().unwrap();
+            if entry.file_name() == "." || entry.file_name() == ".." {
+                continue;
+            }
+            let held = if kind.is_dir() {
+                folders.push(path.clone());
+                Vec::new()
+            } else if kind.is_symlink() {
+                view.read_link(&path).unwrap().as_ref().to_vec()
+            } else {
+                view.read(&path).unwrap()
+            };
+            found.insert(path.as_ref().to_vec(), held);
+        }
+    }
+    found
+}
+
+#[test]
+fn every_size_down_to_the_minimum() {
+    let cases: [(&str, &[&str]); 3] = [
+        ("plain", &["-g", "2048", "-N", "600"]),
+        (
+            "no-flex",
+            &["-g", "2048", "-N", "600", "-O", "^flex_bg,^64bit"],
+        ),
+        (
+            "indirect",
+            &[
+                "-g",
+                "4096",
+                "-N",
+                "600",
+                "-O",
+                "^extent,^64bit,^metadata_csum",
+            ],
+        ),
+    ];
+    for (name, options) in cases {
+        let image = make(name, 20 * MIB, 9 * MIB, options);
+        let disk = disk(&image);
+        let ext = Ext4::open(&disk).unwrap();
+        let expected = files(&image);
+        let least = ext.minimum_bytes().unwrap() / 1024;
+        let present = ext.total_bytes() / 1024;
+        let group: u64 = options[1].parse().unwrap();
+        let mut sizes = BTreeSet::from([least, least + 1, present - 1, present]);
+        for end in (1..present).step_by(group as usize) {
+            sizes.extend([end - 1, end, end + 1]);
+        }
+        sizes.extend((least..present).step_by((present - least) as usize / 10));
+        for blocks in sizes.range(least..) {
+            let target = Target::Blocks(*blocks);
+            let planned = ext
+                .image(&disk, target)
+                .unwrap_or_else(|error| panic!("{name}: {blocks} of {least}: {error}"));
+            assert!(
+                (least..=*blocks).contains(&planned.blocks),
+                "{name}: {blocks}"
+            );
+            let again = ext.image(&disk, target).unwrap();
+            let bytes = bytes_of(&planned, &disk);
+            assert!(bytes == bytes_of(&again, &disk), "{name}: {blocks}");
+            assert_eq!(planned.stored, again.stored, "{name}: {blocks}");
+            let result = judged(&image, bytes);
+            assert!(files(&result) == expected, "{name}: {blocks}");
+        }
+        let error = ext.image(&disk, Target::Blocks(least - 1)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{name}: {error}");
+        remove(&image);
+    }
+}
+
+/// Grows in place to `len` bytes; returns the judged result.
+fn grown(image: &Path, len: u64) -> PathBuf {
+    let old = std::fs::read(image).unwrap();
+    let disk = MemoryDisk::new(len);
+    // A card holds anything behind the filesystem.
+    let rest = vec![0xA5; (len as usize) - old.len()];
+    disk.write_all_at(0, &old).unwrap();
+    disk.write_all_at(old.len() as u64, &rest).unwrap();
+    let ext = Ext4::open(&disk).unwrap();
+    let growth = ext.grow(&disk, len).unwrap();
+    assert!(growth.new_len >= growth.old_len && growth.new_len <= len);
+    growth
+        .overlay
+        .commit(&disk, growth.last.clone(), &mut |_, _| Ok(()))
+        .unwrap();
+    judged(image, disk.to_vec())
+}
+
+#[test]
+fn growth_in_place() {
+    let cases: [(&str, &[&str]); 4] = [
+        ("grow", &["-g", "2048", "-N", "600"]),
+        (
+            "grow-no-resize",
+            &["-g", "2048", "-N", "600", "-O", "^resize_inode"],
+        ),
+        (
+            "grow-no-flex",
+            &[
+                "-g",
+                "2048",
+                "-N",
+                "600",
+                "-O",
+                "^flex_bg,^64bit,^resize_inode",
+            ],
+        ),
+        (
+            "grow-old",
+            &[
+                "-g",
+                "2048",
+                "-N",
+                "600",
+                "-O",
+                "^extent,^64bit,^metadata_csum,^resize_inode",
+            ],
+        ),
+    ];
+    for (name, options) in cases {
+        let image = make(name, 20 * MIB, 9 * MIB, options);
+        let expected = files(&image);
+        for len in [
+            20 * MIB,
+            20 * MIB + 1024,
+            21 * MIB,
+            22 * MIB - 4096,
+            64 * MIB,
+            300 * MIB,
+        ] {
+            let result = grown(&image, len);
+            assert!(files(&result) == expected, "{name}: {len}");
+        }
+        remove(&image);
+    }
+}
+
+#[test]
+fn growth_clears_what_deleted_inodes_left() {
+    let image = make("leftovers", 20 * MIB, 9 * MIB, &["-g", "2048", "-N", "600"]);
+    // The number of the first file between the others, which was deleted.
+    let script = image.with_file_name("script");
+    std::fs::write(&script, "sif <15> mode 0100644\nsif <15> dtime 0\n").unwrap();
+    run("debugfs", &["-w", "-f", script.to_str().unwrap()], &image);
+    let ext = Ext4::open(&disk(&image)).unwrap();
+    assert_eq!(ext.findings.slots_to_clear().len(), 1);
+    for len in [20 * MIB, 40 * MIB] {
+        grown(&image, len);
+    }
+    remove(&image);
+}
