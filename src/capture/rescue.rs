@@ -242,12 +242,15 @@ pub fn map_file(plan: &CapturePlan, unread: &RangeSet) -> String {
     text
 }
 
-/// Lists the bytes of the source that an image takes over.
+/// Lists the sectors of the source that an image takes something over from.
 fn read_ranges(overlay: &Overlay, len: u64) -> RangeSet {
     overlay
         .all_segments()
         .filter_map(|segment| match segment.source {
-            Source::Base(from) => Some(from.min(len)..(from + segment.len).min(len)),
+            Source::Base(from) => {
+                let end = (from + segment.len).next_multiple_of(SECTOR);
+                Some((from - from % SECTOR).min(len)..end.min(len))
+            }
             _ => None,
         })
         .collect()

@@ -195,6 +195,7 @@ fn check_map(map: &str, len: u64) {
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(number(words[0]), end);
         assert!(["?", "+", "-"].contains(&words[2]));
+        assert_eq!(number(words[1]) % SECTOR, 0);
         end += number(words[1]);
     }
     assert_eq!(end, len);
@@ -268,7 +269,25 @@ fn large_bad_areas_are_followed_to_their_edges() {
     assert_eq!(total, last - first - 512);
 }
 
-/// A disk whose first `count` requests for a range fail.
+#[test]
+fn what_cannot_be_read_is_zeros_whatever_the_buffer_held() {
+    let disk = FaultyDisk::new(MemoryDisk::from(vec![7; 300_000]))
+        .with_bad_reads([1000..1001, 70_000..150_000].into_iter().collect());
+    let mut rescue = Rescue::new(&disk, Phase::Capture, &Silent);
+    let mut buf = vec![9; 200_000];
+    assert!(!rescue.attempt(100, &mut buf).unwrap());
+    rescue.read(100, &mut buf).unwrap();
+    let unread = rescue.into_unread().ranges;
+    assert_eq!(
+        unread.iter().collect::<Vec<_>>(),
+        [512..1024, 69_632..150_016]
+    );
+    for (at, &byte) in (100..).zip(&buf) {
+        assert_eq!(byte, if unread.contains(at) { 0 } else { 7 }, "{at}");
+    }
+}
+
+/// A disk whose first `left` requests for a range fail.
 struct Moody {
     disk: MemoryDisk,
     range: Range<u64>,
