@@ -58,6 +58,7 @@ impl Failing {
             std::thread::sleep(Duration::from_millis(50));
         }
         let _ = server.kill();
+        let _ = server.wait();
         panic!("nbdfuse and nbdkit do not serve");
     }
 }
