@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::plan::CapturePlan;
 use super::run::{Captured, RunOptions, Sink, run};
 use crate::bmap::Bmap;
+use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::io::ReadAt;
 use crate::progress::Progress;
@@ -65,7 +66,7 @@ impl ImagePaths {
 }
 
 /// Writes the image and its block map beside it. A failure leaves nothing behind, and what was
-/// there before untouched.
+/// there before untouched. `make_sparse` is called with the empty file of a raw image, which gets holes.
 ///
 /// # Errors
 /// `Refused` if a name is taken and not `force`; else as [`run`].
@@ -75,10 +76,14 @@ pub fn capture_to_file(
     paths: &ImagePaths,
     options: &RunOptions,
     force: bool,
+    make_sparse: &dyn Fn(&File),
     progress: &dyn Progress,
 ) -> Result<Captured> {
     paths.check(force)?;
     let (image, file) = Partial::create(&paths.image)?;
+    if options.codec == Codec::Raw {
+        make_sparse(&file);
+    }
     let mut sink = Sink::File(file);
     let captured = run(plan, source, &mut sink, options, progress)?;
     progress.started(crate::progress::Phase::Sync, None)?;

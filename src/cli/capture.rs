@@ -60,7 +60,8 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
             if codec == Codec::Raw {
                 check_room(paths, plan.summary.room_needed())?;
             }
-            capture::capture_to_file(&plan, &*source.file, paths, &options, args.force, screen)?
+            let (source, holes) = (&*source.file, &device::make_sparse);
+            capture::capture_to_file(&plan, source, paths, &options, args.force, holes, screen)?
         }
         None => {
             let mut sink = Sink::Stream(Box::new(std::io::stdout()));
@@ -102,7 +103,7 @@ impl Opened {
             Some(paths) => paths.image.clone(),
             None => std::env::temp_dir().join(format!("pishrink-{}", std::process::id())),
         };
-        let unpacked = capture::unpack(path, &beside, screen)?;
+        let unpacked = capture::unpack(path, &beside, &device::make_sparse, screen)?;
         Ok(Self {
             file: Arc::new(device::open_source(unpacked.path(), options)?),
             _unpacked: Some(unpacked),

@@ -9,6 +9,12 @@ static STOP: AtomicBool = AtomicBool::new(false);
 pub struct Interrupt(());
 
 impl Interrupt {
+    /// For tests: nobody asks.
+    #[cfg(test)]
+    pub fn none() -> Self {
+        Self(())
+    }
+
     pub fn requested(self) -> bool {
         STOP.load(Ordering::Relaxed)
     }

@@ -19,7 +19,6 @@ mod lane;
 mod plan;
 mod probe;
 mod publish;
-mod queue;
 mod source;
 mod target;
 #[cfg(test)]
@@ -44,6 +43,7 @@ use crate::bmap::Bmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{AlignedBuf, ReadAt, check_range};
 use crate::partition::PartitionTable;
+use crate::pipeline::{Job, together};
 use crate::progress::{Event, Phase};
 use lane::Lane;
 use verify::Expected;
@@ -326,43 +326,36 @@ fn for_each<'l, T: Send>(
     reports: &mut [CardReport],
     step: impl Fn(&'l Lane<'l>, &mut CardReport) -> Option<T> + Sync,
 ) -> Vec<Option<T>> {
-    std::thread::scope(|scope| {
-        let step = &step;
-        let threads: Vec<_> = lanes
-            .iter()
-            .zip(reports)
-            .map(|(lane, report)| scope.spawn(move || step(lane, report)))
-            .collect();
-        // OK to unwrap: a panic in a step is a bug, and goes on as one.
-        threads
-            .into_iter()
-            .map(|thread| thread.join().expect("steps do not panic"))
-            .collect()
-    })
+    let step = &step;
+    let mut outcomes: Vec<Option<T>> = lanes.iter().map(|_| None).collect();
+    let jobs = lanes.iter().zip(reports).zip(&mut outcomes);
+    let jobs = jobs.map(|((lane, report), outcome)| -> Job {
+        Box::new(move || *outcome = step(lane, report))
+    });
+    together(jobs, || ());
+    outcomes
 }
 
 /// Runs `work` while a thread looks for cards that do not answer, and names them.
 fn watched<T>(lanes: &[Lane], options: &Options, work: impl FnOnce() -> T) -> T {
     let done = (Mutex::new(false), Condvar::new());
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut named = vec![false; lanes.len()];
-            let mut ended = done.0.lock().unwrap_or_else(PoisonError::into_inner);
-            while !*ended {
-                for (lane, named) in lanes.iter().zip(&mut named) {
-                    name_if_stalled(lane, named, options.stall);
-                }
-                ended = done
-                    .1
-                    .wait_timeout(ended, (options.stall / 8).max(Duration::from_millis(10)))
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
+    let watch: Job = Box::new(|| {
+        let mut named = vec![false; lanes.len()];
+        let mut ended = done.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*ended {
+            for (lane, named) in lanes.iter().zip(&mut named) {
+                name_if_stalled(lane, named, options.stall);
             }
-        });
-        let ender = Ender(&done);
-        let result = work();
-        drop(ender);
-        result
+            ended = done
+                .1
+                .wait_timeout(ended, (options.stall / 8).max(Duration::from_millis(10)))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    });
+    together([watch], || {
+        let _ender = Ender(&done);
+        work()
     })
 }
 
