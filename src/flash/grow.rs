@@ -134,6 +134,11 @@ impl ExpandPlan {
                 vec![(grows, old)]
             }
         };
+        let reach = table.max_end(disk.len());
+        if table.kind() == TableKind::Mbr && disk.len().saturating_sub(reach) >= ALIGNMENT {
+            let note = "an MBR reaches only the first 2 TiB of the card: the rest stays unused";
+            summary.notes.push(note.into());
+        }
         let new = places[0].1;
         summary.new_partition = new.len();
         summary.moved = places[1..]

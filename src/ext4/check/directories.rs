@@ -109,7 +109,7 @@ impl Check<'_> {
                 .binary_search_by_key(&item.dir, |index| index.0)
                 .ok();
             match index {
-                Some(_) => Index::kind_of(self.fs, bytes),
+                Some(_) => dir::node_or_leaf(self.fs, bytes),
                 None => BlockKind::Leaf,
             }
         };

@@ -17,7 +17,7 @@
 //! judged. Duplicates of a name are looked for within each block, which is where e2fsck does.
 
 mod attributes;
-mod batch;
+pub mod batch;
 mod directories;
 mod dirhash;
 mod index;
