@@ -6,6 +6,7 @@ pub mod checksum;
 pub mod dir;
 pub mod emit;
 pub mod findings;
+pub mod geometry;
 pub mod group_desc;
 pub mod inode;
 pub mod inode_table;
