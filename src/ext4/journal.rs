@@ -12,6 +12,7 @@
 //!   takes free blocks before the bitmaps can be trusted.
 //! - Damage is refused where the kernel refuses to mount. A log that just ends is not damage.
 
+pub mod commit;
 mod crc32_be;
 mod log;
 mod scan;

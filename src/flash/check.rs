@@ -200,7 +200,7 @@ fn expansion(
     let after: Vec<Overlay> = sizes
         .filter_map(|size| ExpandPlan::new(&before.over(card), size).ok())
         .filter(|plan| !plan.is_nothing())
-        .filter_map(|plan| Some(before.then(&plan.flat(card.len())?)))
+        .map(|plan| before.then(&plan.flat(card.len())))
         .collect();
     if after.is_empty() {
         return None;

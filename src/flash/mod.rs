@@ -11,6 +11,7 @@
 
 mod check;
 mod classify;
+mod commit;
 mod digest;
 #[cfg(test)]
 mod faulty;
