@@ -24,11 +24,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::geometry::Geometry;
 use super::journal::commit;
 use super::metadata::Metadata;
 use super::superblock::{
-    COMPAT_HAS_JOURNAL, Geometry, INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET,
-    SUPERBLOCK_SIZE, Super, Superblock,
+    COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super,
+    Superblock,
 };
 use crate::error::{Error, Result};
 use crate::io::steps::pieces;
