@@ -133,7 +133,7 @@ fn a_misbehaving_card_ends_in_the_right_repair_or_the_right_message() {
         ("bad-write", at("bad-write"), 4, block("")),
         ("bad-read", at("bad-read"), 4, block(" cannot be read")),
         ("first-flipped", first("flip"), 4, head.clone()),
-        ("first-unreadable", first("bad-read"), 4, head),
+        ("head-unreadable", "bad-read=500000".to_owned(), 4, head),
         (
             "fake",
             format!("wrap={}", 40 * MIB),
@@ -207,7 +207,7 @@ fn a_card_that_takes_no_writes_is_left_as_it_was() {
     }
 }
 
-/// The same behind the kernel's block layer, which merges requests, and turns all errors into one.
+/// The same behind the kernel's block layer, which cuts and merges requests.
 #[test]
 fn a_misbehaving_block_device() {
     let scratch = Scratch::new();
@@ -219,7 +219,12 @@ fn a_misbehaving_block_device() {
         ("flipped", at("flip"), 4, "has a flipped bit"),
         ("bad-write", at("bad-write"), 4, "cannot be read back"),
         ("bad-read", at("bad-read"), 4, "cannot be read"),
-        ("gone", format!("gone={}", 30 * MIB), 1, "the device fails"),
+        (
+            "gone",
+            format!("gone={}", 30 * MIB),
+            1,
+            "the device is gone",
+        ),
     ] {
         let bad = BadCard::mount(&scratch, name, 80 * MIB, &[&fault]);
         let card = Loop::attach_plainly(&bad.card());
