@@ -26,8 +26,11 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     let begun = Instant::now();
     let codec = codec(args)?;
     let paths = (args.image != Path::new("-")).then(|| ImagePaths::new(&args.image));
+    if args.resume {
+        refuse_resume(paths.as_ref(), codec)?;
+    }
     match &paths {
-        Some(paths) if !args.dry_run => paths.check(args.force)?,
+        Some(paths) if !args.dry_run => paths.check(args.force || args.resume)?,
         Some(_) => {}
         None => screen.take_stdout(),
     }
@@ -56,7 +59,17 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         with_bmap: paths.is_some() && !args.no_bmap,
     };
     let captured = match &paths {
+        Some(paths) if args.resume => {
+            capture::capture_resuming(&plan, &*source.file, paths, &options, screen)?
+        }
         Some(paths) => {
+            if paths.partial().exists() {
+                let place = paths.partial();
+                screen.say(&format!(
+                    "{} of a run that did not finish is replaced",
+                    place.display()
+                ));
+            }
             if codec == Codec::Raw {
                 check_room(paths, plan.summary.room_needed())?;
             }
@@ -129,6 +142,23 @@ fn codec(args: &Capture) -> Result<Codec> {
         }));
     }
     Ok(codec)
+}
+
+/// Refuses to go on with what cannot be changed once it is written.
+fn refuse_resume(paths: Option<&ImagePaths>, codec: Codec) -> Result<()> {
+    if paths.is_none() {
+        return Err(Error::usage(
+            "--resume needs an image file: what went to standard output is gone",
+        )
+        .with_hint("name an .img file"));
+    }
+    if codec != Codec::Raw {
+        return Err(Error::usage(format!(
+            "--resume needs a raw image: what is packed as {codec} cannot be changed any more"
+        ))
+        .with_hint("capture to .img, and pack the finished image"));
+    }
+    Ok(())
 }
 
 /// Refuses to write into what is being read.
