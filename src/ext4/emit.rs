@@ -154,12 +154,7 @@ impl SlotReader {
     /// Bytes read at a time; tables and slots are aligned to less.
     const CHUNK: u64 = 64 << 10;
 
-    fn slot(
-        &mut self,
-        view: &dyn ReadAt,
-        metadata: &Metadata,
-        number: InodeNr,
-    ) -> Result<Inode> {
+    fn slot(&mut self, view: &dyn ReadAt, metadata: &Metadata, number: InodeNr) -> Result<Inode> {
         let offset = metadata.inode_offset(number);
         let size = metadata.fs.geometry.inode_size as usize;
         let within = |start: u64| offset.checked_sub(start).map(|at| at as usize);
