@@ -269,6 +269,12 @@ fn partition_lines(part: &PartitionSummary) -> Vec<String> {
                 ext.transactions_replayed
             ));
         }
+        if ext.fast_commits_replayed > 0 {
+            lines.push(format!(
+                "{} fast commits replayed",
+                ext.fast_commits_replayed
+            ));
+        }
         if ext.orphans_deleted > 0 || ext.orphans_truncated > 0 {
             lines.push(format!(
                 "orphans finished: {} deleted, {} cut",
