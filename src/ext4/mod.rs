@@ -161,26 +161,21 @@ impl Ext4 {
             ..Recovery::default()
         };
         let mut findings = Findings::default();
-        let mut quota_deltas = Vec::new();
-        if !bitmaps(&found.superblock) {
-            let view = replayed.over(device);
         let mut quota_deltas = replay.quota_deltas;
-        if recovery.fast_commits > 0 && bitmaps(&fs.superblock) {
+        if recovery.fast_commits > 0 && bitmaps(&found.superblock) {
             return Err(Error::unsupported(
                 "ext4: fast commits are not in the bitmaps, which are all that can be read",
             )
             .with_hint(journal::HINT));
         }
-        if !bitmaps(&fs.superblock) {
-            let view = overlay.over(device);
+        if !bitmaps(&found.superblock) {
+            let view = replayed.over(device);
             let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
             let orphans = orphan::finish_orphans(&fs, &view, 0)?;
             recovery.orphans_deleted = orphans.deleted;
             recovery.orphans_truncated = orphans.truncated;
-            quota_deltas = orphans.quota_deltas;
-            finished = orphans.overlay;
             quota_deltas.extend(orphans.quota_deltas);
-            overlay = overlay.then(&orphans.overlay);
+            finished = orphans.overlay;
         }
         let mut overlay = replayed.then(&finished);
         let view = overlay.over(device);
@@ -365,6 +360,14 @@ impl Ext4 {
             return Err(Error::unsupported(
                 "ext4 with a list of bad blocks cannot be resized in place",
             ));
+        }
+        if self.recovery.fast_commits > 0 {
+            // They change no bitmap, so that there would be a moment without journal and without
+            // the bitmaps of what they brought.
+            return Err(Error::unsupported(
+                "ext4 with fast commits to replay cannot be resized in place",
+            )
+            .with_hint(journal::HINT));
         }
         let geometry = &self.fs.geometry;
         let blocks = new_len / geometry.block_size;

@@ -103,8 +103,15 @@ fn what_was_lost_is_filled_in_when_it_can_be_read() {
     // Not asked to keep anything: what is lost can be filled in all the same.
     let failing = card.failing(&[bad.clone()]);
     let planned = plan(&failing, &small(), &Silent).unwrap();
-    let captured =
-        crate::capture::capture_to_file(&planned, &failing, &paths, &options(), false, &Silent);
+    let captured = crate::capture::capture_to_file(
+        &planned,
+        &failing,
+        &paths,
+        &options(),
+        false,
+        &|_| (),
+        &Silent,
+    );
     assert_eq!(lost(captured.unwrap()), Some(700 * 512));
     let all = ["x.img", "x.img.bmap", "x.img.mapfile"];
     assert_eq!(names(&folder), all);

@@ -113,21 +113,26 @@ impl Directory {
         let mut this = Self::empty(*number, *number);
         this.is_laid_out = false;
         let is_indexed = inode.has_flag(INDEX_FL);
-        for found in dir::blocks(fs, view, extents, is_indexed)? {
-            let bytes = view.read_vec_at(fs.geometry.offset(found.block), size as usize)?;
+        let blocks = extents.iter().flat_map(|extent| {
+            // OK: a map's logical numbers and its blocks were checked to be in range.
+            (0..extent.len()).map(|skip| (extent.logical + skip, extent.start + u64::from(skip)))
+        });
+        for (logical, block) in blocks {
+            let bytes = view.read_vec_at(fs.geometry.offset(block), size as usize)?;
+            let kind = dir::kind_of(fs, is_indexed, logical, &bytes);
             let generation = inode.i_generation();
-            if !dir::checksum_matches(fs, *number, generation, found.kind, &bytes) {
+            if !dir::checksum_matches(fs, *number, generation, kind, &bytes) {
                 return Err(bad("the checksum of a block does not match"));
             }
-            if found.kind == BlockKind::DxRoot {
+            if kind == BlockKind::DxRoot {
                 let info = dx_info(&bytes).map_err(bad)?;
                 if info.hash_version > LAST_HASH || info.indirect_levels > dx_max_levels(fs) {
                     return Err(bad("its index is of an unknown kind"));
                 }
                 this.hash_version = Some(info.hash_version);
             }
-            this.places.push(found.block);
-            this.take_block(fs, found.kind, bytes).map_err(bad)?;
+            this.places.push(block);
+            this.take_block(fs, kind, bytes).map_err(bad)?;
         }
         if is_indexed && this.hash_version.is_none() {
             return Err(bad("its index has no root"));
