@@ -4,11 +4,13 @@
 //! `against_e2fsck ROUNDS SEED IMAGE...`: the images are changed and put back.
 //! Exit code 1 if e2fsck found damage that the checker did not.
 
+mod image;
+
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::fs::OpenOptions;
 use std::process::{Command, ExitCode};
 
+use image::Image;
 use pishrink::error::{Error, Result};
 use pishrink::ext4::check::check;
 use pishrink::ext4::checksum::crc32c;
@@ -20,48 +22,8 @@ use pishrink::ext4::map::MapKind;
 use pishrink::ext4::metadata::{InodeRecord, Metadata};
 use pishrink::ext4::superblock::{Super, Superblock};
 use pishrink::ext4::xattr;
-use pishrink::io::ReadAt;
+use pishrink::io::{ReadAt, WriteAt};
 use pishrink::units::InodeNr;
-
-struct Image {
-    path: String,
-    file: File,
-    len: u64,
-}
-
-impl ReadAt for Image {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.file
-            .read_exact_at(buf, offset)
-            .map_err(|error| Error::io("reading the image", error))
-    }
-}
-
-impl Image {
-    fn open(path: &str) -> Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(path);
-        let file = file.map_err(|error| Error::io(path, error))?;
-        let len = file
-            .metadata()
-            .map_err(|error| Error::io(path, error))?
-            .len();
-        Ok(Self {
-            path: path.into(),
-            file,
-            len,
-        })
-    }
-
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(|error| Error::io("writing the image", error))
-    }
-}
 
 /// A generator whose numbers depend on the seed alone.
 struct Dice(u64);
@@ -154,7 +116,7 @@ fn group(image: &Image, meta: &Metadata, dice: &mut Dice, mend: bool) -> Result<
     let bytes = &mut table[group * size..(group + 1) * size];
     let text = dice.damage(bytes, at, width);
     if mend {
-        image.write(start, &table)?;
+        image.write_all_at(start, &table)?;
         let decoded = GroupTable::read(&meta.fs, image)?;
         let mended = decoded.encode(&meta.fs);
         table[..mended.len()].copy_from_slice(&mended);
@@ -267,7 +229,19 @@ fn directory(
         dirs[dice.roll(dirs.len())]
     };
     let is_indexed = record.flags & INDEX_FL != 0;
-    let blocks = dir::blocks(&meta.fs, image, meta.extents(record), is_indexed)?;
+    let mut blocks = Vec::new();
+    for extent in meta.extents(record) {
+        for skip in 0..extent.len() {
+            let (logical, block) = (extent.logical + skip, extent.start + u64::from(skip));
+            let size = meta.fs.geometry.block_size as usize;
+            let bytes = image.read_vec_at(meta.fs.geometry.offset(block), size)?;
+            blocks.push(DirBlock {
+                logical,
+                block,
+                kind: dir::kind_of(&meta.fs, is_indexed, logical, &bytes),
+            });
+        }
+    }
     let index: Vec<_> = blocks
         .iter()
         .filter(|b| b.kind != BlockKind::Leaf)
@@ -351,6 +325,14 @@ fn xattr_block(
         bytes,
         text: format!("xattr block {block} {text}"),
     }))
+}
+
+/// A block of a directory.
+#[derive(Clone, Copy)]
+struct DirBlock {
+    logical: u32,
+    block: u64,
+    kind: BlockKind,
 }
 
 /// The resize inode's lists and the orphan file.
@@ -491,7 +473,8 @@ fn run() -> Result<u64> {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     let mut missed = 0;
     for path in args {
-        let image = Image::open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let image = Image::new(file.map_err(|error| Error::io(&path, error))?)?;
         let mut findings = Findings::default();
         let meta = Metadata::read(&image, &mut findings)?;
         if Super::read(&image)?.is_none() || meta.inodes.is_empty() {
@@ -508,15 +491,15 @@ fn run() -> Result<u64> {
             let Some(change) = mutate(&image, &meta, &mut dice)? else {
                 continue;
             };
-            image.write(0, &superblocks)?;
+            image.write_all_at(0, &superblocks)?;
             let old = image.read_vec_at(change.offset, change.bytes.len())?;
             if old == change.bytes {
                 continue;
             }
-            image.write(change.offset, &change.bytes)?;
+            image.write_all_at(change.offset, &change.bytes)?;
             let ours = verdict(&image);
-            let theirs = e2fsck(&image.path);
-            image.write(change.offset, &old)?;
+            let theirs = e2fsck(&path);
+            image.write_all_at(change.offset, &old)?;
             let ours = ours?;
             let name = path.rsplit('/').next().unwrap_or(&path);
             let case = format!("{name} seed {}: {}", seed + round, change.text);

@@ -2,49 +2,29 @@
 //!
 //! `cargo run --example check IMAGE [BYTE-OFFSET]`
 
+mod image;
+
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
+use image::Image;
 use pishrink::error::{Error, ErrorKind, Result};
 use pishrink::ext4::check::check;
 use pishrink::ext4::findings::Findings;
 use pishrink::ext4::metadata::Metadata;
-use pishrink::io::ReadAt;
+use pishrink::io::{ReadAt, Window};
+use pishrink::units::ByteRange;
 
-struct Image {
-    file: File,
-    offset: u64,
-    len: u64,
-}
-
-impl ReadAt for Image {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.file
-            .read_exact_at(buf, self.offset + offset)
-            .map_err(|error| Error::io("reading the image", error))
-    }
-}
-
-fn open() -> Result<Image> {
+fn open() -> Result<Window<Image>> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or_else(|| Error::usage("no image given"))?;
     let offset = args.next().map_or(Ok(0), |text| {
         text.parse().map_err(|_| Error::usage("no byte offset"))
     })?;
     let file = File::open(&path).map_err(|error| Error::io(path, error))?;
-    let len = file
-        .metadata()
-        .map_err(|error| Error::io("its size", error))?;
-    Ok(Image {
-        file,
-        offset,
-        len: len.len().saturating_sub(offset),
-    })
+    let image = Image::new(file)?;
+    let len = image.len();
+    Window::new(image, ByteRange::new(offset.min(len), len))
 }
 
 fn findings() -> Result<Findings> {

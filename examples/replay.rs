@@ -1,55 +1,30 @@
 //! Recovers an ext4 image in place: `replay [--journal-only] IMAGE`. A tool for
 //! `scripts/crash-matrix`.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+mod image;
+
+use std::fs::OpenOptions;
 use std::process::ExitCode;
 
+use image::Image;
 use pishrink::error::{Error, Result};
 use pishrink::ext4::journal::replay;
 use pishrink::ext4::orphan::finish_orphans;
 use pishrink::ext4::superblock::Super;
-use pishrink::io::{ReadAt, WriteAt};
-
-struct Image(File, u64);
-
-impl ReadAt for Image {
-    fn len(&self) -> u64 {
-        self.1
-    }
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let read = FileExt::read_exact_at(&self.0, buf, offset);
-        read.map_err(|error| Error::io("reading", error))
-    }
-}
-
-impl WriteAt for Image {
-    fn write_all_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        let written = FileExt::write_all_at(&self.0, buf, offset);
-        written.map_err(|error| Error::io("writing", error))
-    }
-    fn sync(&self) -> Result<()> {
-        Ok(())
-    }
-}
 
 fn run(path: &str, journal_only: bool) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(|error| Error::io("opening", error))?;
-    let len = file
-        .metadata()
-        .map_err(|error| Error::io("opening", error))?
-        .len();
-    let image = Image(file, len);
+    let image = Image::new(file)?;
     let fs = Super::read(&image)?.ok_or_else(|| Error::usage("no ext4 filesystem"))?;
     let replayed = replay(&fs, &image)?;
     print!(
-        "needed={} transactions={} blocks={}",
-        replayed.needed, replayed.transactions, replayed.blocks
+        "needed={} transactions={} blocks={} fast_commits={}",
+        replayed.needed, replayed.transactions, replayed.blocks, replayed.fast_commits
     );
     if journal_only {
         println!();
-        return replayed.overlay.commit(&image, 0..0, &mut |_, _| Ok(()));
+        return replayed.overlay.commit(&image, &mut |_, _| Ok(()));
     }
     let view = replayed.overlay.over(&image);
     let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext4 after replay"))?;
@@ -59,7 +34,7 @@ fn run(path: &str, journal_only: bool) -> Result<()> {
         orphans.deleted, orphans.truncated
     );
     let flat = replayed.overlay.then(&orphans.overlay);
-    flat.commit(&image, 0..0, &mut |_, _| Ok(()))
+    flat.commit(&image, &mut |_, _| Ok(()))
 }
 
 fn main() -> ExitCode {

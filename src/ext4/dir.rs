@@ -14,13 +14,11 @@ use std::ops::Range;
 
 use super::checksum::crc32c;
 use super::inode::{I_BLOCK, I_BLOCK_SIZE, INLINE_DATA_FL, Inode};
-use super::map::Extent;
 use super::raw::{le16, le32, put32};
 use super::superblock::{INCOMPAT_LARGEDIR, Super};
 use super::xattr::{self, INDEX_SYSTEM};
 use crate::error::Result;
-use crate::io::ReadAt;
-use crate::units::{BlockNr, InodeNr};
+use crate::units::InodeNr;
 
 /// The shortest entry that can hold a name.
 pub const MIN_ENTRY: usize = 12;
@@ -226,80 +224,23 @@ pub fn dx_pairs(
     }))
 }
 
-/// A block of a directory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DirBlock {
-    pub logical: u32,
-    pub block: BlockNr,
-    pub kind: BlockKind,
-}
-
-/// Lists the blocks of a directory in logical order. `indexed` says whether it has the flag
-/// `INDEX_FL`; then root and nodes are read and walked. A block that no walk reaches, and every
-/// block of an index that makes no sense, counts as a leaf.
-///
-/// # Errors
-/// What the device fails with.
-pub fn blocks(
-    fs: &Super,
-    device: &dyn ReadAt,
-    extents: &[Extent],
-    indexed: bool,
-) -> Result<Vec<DirBlock>> {
-    let mut blocks: Vec<DirBlock> = extents
-        .iter()
-        .flat_map(|extent| {
-            (0..extent.len()).map(|skip| DirBlock {
-                // OK: a map's logical numbers and its blocks were checked to be in range.
-                logical: extent.logical + skip,
-                block: extent.start + u64::from(skip),
-                kind: BlockKind::Leaf,
-            })
-        })
-        .collect();
-    if indexed {
-        mark_index(fs, device, &mut blocks)?;
+/// Tells what block `logical` of a directory of a sound filesystem is; `indexed` says whether the
+/// directory has the flag `INDEX_FL`.
+pub fn kind_of(fs: &Super, indexed: bool, logical: u32, block: &[u8]) -> BlockKind {
+    match (indexed, logical) {
+        (false, _) => BlockKind::Leaf,
+        (true, 0) => BlockKind::DxRoot,
+        (true, _) => node_or_leaf(fs, block),
     }
-    Ok(blocks)
 }
 
-fn mark_index(fs: &Super, device: &dyn ReadAt, blocks: &mut [DirBlock]) -> Result<()> {
-    let read = |block: BlockNr| {
-        let len = fs.geometry.block_size as usize;
-        device.read_vec_at(fs.geometry.offset(block), len)
-    };
-    let Some(first) = blocks.first_mut().filter(|first| first.logical == 0) else {
-        return Ok(());
-    };
-    let root = read(first.block)?;
-    let Ok(info) = dx_info(&root) else {
-        return Ok(());
-    };
-    first.kind = BlockKind::DxRoot;
-    let mut level: Vec<u32> = pair_blocks(fs, BlockKind::DxRoot, &root);
-    for _ in 0..info.indirect_levels.min(dx_max_levels(fs)) {
-        let mut below = Vec::new();
-        for logical in level {
-            let Ok(index) = blocks.binary_search_by_key(&logical, |block| block.logical) else {
-                continue;
-            };
-            // A block that was met before would be a loop.
-            if blocks[index].kind != BlockKind::Leaf {
-                continue;
-            }
-            let node = read(blocks[index].block)?;
-            if looks_like_node(&node) {
-                blocks[index].kind = BlockKind::DxNode;
-                below.extend(pair_blocks(fs, BlockKind::DxNode, &node));
-            }
-        }
-        level = below;
+/// Tells a node of an index from a leaf, which only the shape of the block does.
+pub fn node_or_leaf(fs: &Super, block: &[u8]) -> BlockKind {
+    if looks_like_node(block) && dx_pairs(fs, BlockKind::DxNode, block).is_ok() {
+        BlockKind::DxNode
+    } else {
+        BlockKind::Leaf
     }
-    Ok(())
-}
-
-fn pair_blocks(fs: &Super, kind: BlockKind, block: &[u8]) -> Vec<u32> {
-    dx_pairs(fs, kind, block).map_or_else(|_| Vec::new(), |pairs| pairs.map(|p| p.block).collect())
 }
 
 /// Does a leaf end with the fake entry that carries its checksum?
@@ -456,6 +397,7 @@ mod tests {
     use super::super::raw::put16;
     use super::super::superblock::RO_COMPAT_METADATA_CSUM;
     use super::*;
+    use crate::io::ReadAt;
     use crate::io::memory::MemoryDisk;
     use std::path::Path;
     use std::process::Command;
@@ -543,18 +485,21 @@ mod tests {
             let slot = disk.read_vec_at(slot, geometry.inode_size as usize);
             let root = Inode(slot.unwrap());
             let map = read_map(&fs, &disk, InodeNr(2), &root, &mut |_, _| true).unwrap();
-            let blocks = blocks(&fs, &disk, &map.extents, true).unwrap();
+            let blocks = map.extents.iter().flat_map(|extent| {
+                (0..extent.len())
+                    .map(|skip| (extent.logical + skip, extent.start + u64::from(skip)))
+            });
             let mut counts = [0; 3];
             let mut names = 0;
-            for dir_block in blocks {
-                let at = geometry.offset(dir_block.block);
+            for (logical, place) in blocks {
+                let at = geometry.offset(place);
                 let mut block = disk.read_vec_at(at, geometry.block_size as usize).unwrap();
-                let kind = dir_block.kind;
+                let kind = kind_of(&fs, true, logical, &block);
                 counts[kind as usize] += 1;
                 let matches = |block: &[u8]| {
                     checksum_matches(&fs, InodeNr(2), root.i_generation(), kind, block)
                 };
-                assert!(matches(&block), "{dir_block:?} of {options:?}");
+                assert!(matches(&block), "block {logical} with {options:?}");
                 if kind == BlockKind::Leaf {
                     names += entries(&block).filter(|e| e.unwrap().is_used()).count();
                 }

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 
 use super::bitmap::set_bits;
+use super::check::batch::for_each_block;
 use super::checksum::{Checksums, crc32c};
 use super::dir;
 use super::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
-use super::inode::{BAD_INO, EA_INODE_FL, INLINE_DATA_FL, Inode, RESIZE_INO};
+use super::inode::{BAD_INO, EA_INODE_FL, INDEX_FL, INLINE_DATA_FL, Inode, RESIZE_INO};
 use super::map::{MapKind, build_pointers, build_tree};
 use super::metadata::{InodeRecord, Metadata};
 use super::orphan::QuotaDelta;
@@ -63,6 +64,7 @@ pub fn emit(
         overlay: Overlay::new(plan.len()),
         groups: plan.groups.clone(),
         slots: BTreeMap::new(),
+        reader: SlotReader::default(),
         unstored: Vec::new(),
         quota_deltas: Vec::new(),
     };
@@ -133,10 +135,51 @@ struct Emitter<'a> {
     groups: Vec<GroupDesc>,
     /// Slots to write, by new number.
     slots: BTreeMap<InodeNr, Inode>,
+    reader: SlotReader,
     /// Blocks in use that need not be stored: (first, length).
     unstored: Vec<(BlockNr, u64)>,
     /// What files use more or less, by their tree nodes.
     quota_deltas: Vec<QuotaDelta>,
+}
+
+/// Reads inode slots, mostly in the order in which they lie: many at a time.
+#[derive(Default)]
+struct SlotReader {
+    /// Where the bytes lie.
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl SlotReader {
+    /// Bytes read at a time; tables and slots are aligned to less.
+    const CHUNK: u64 = 64 << 10;
+
+    fn slot(&mut self, view: &dyn ReadAt, metadata: &Metadata, number: InodeNr) -> Result<Inode> {
+        let offset = metadata.inode_offset(number);
+        let size = metadata.fs.geometry.inode_size as usize;
+        let within = |start: u64| offset.checked_sub(start).map(|at| at as usize);
+        let cached = within(self.start).filter(|at| at + size <= self.bytes.len());
+        let at = match cached {
+            Some(at) => at,
+            None => {
+                // Of this table only: what lies behind it may not be readable.
+                let (group, _) = metadata.fs.geometry.inode_place(number);
+                let slots = u64::from(metadata.slots_in_use(group)) * size as u64;
+                let table = metadata
+                    .fs
+                    .geometry
+                    .offset(metadata.table.groups[group as usize].inode_table());
+                let end = (table + slots).max(offset + size as u64);
+                let len = Self::CHUNK.min(end - offset);
+                self.bytes.resize(len as usize, 0);
+                self.start = u64::MAX;
+                view.read_exact_at(offset, &mut self.bytes)?;
+                self.start = offset;
+                0
+            }
+        };
+        Ok(Inode(self.bytes[at..at + size].to_vec()))
+    }
 }
 
 impl Emitter<'_> {
@@ -155,7 +198,7 @@ impl Emitter<'_> {
     fn slot(&mut self, old: InodeNr) -> Result<&mut Inode> {
         let new = self.plan.inode(old);
         if !self.slots.contains_key(&new) {
-            let slot = self.metadata.read_inode(self.view, old)?;
+            let slot = self.reader.slot(self.view, self.metadata, old)?;
             self.slots.insert(new, slot);
         }
         // OK to unwrap: inserted above.
@@ -315,8 +358,7 @@ impl Emitter<'_> {
         (record.blocks_512 + file.nodes.len() as u64 * per_block).saturating_sub(old * per_block)
     }
 
-    /// Rewrites directories that name a moved inode or have moved themselves, and xattrs whose
-    /// values lie in moved inodes.
+    /// Rewrites what names moved inodes: directories, and xattrs whose values lie in them.
     fn references(&mut self) -> Result<()> {
         if self.plan.inodes.is_empty() {
             return Ok(());
@@ -330,56 +372,82 @@ impl Emitter<'_> {
                     .inode(old)
                     .is_some_and(|inode| inode.flags & EA_INODE_FL != 0)
             });
+        self.directories(&new_number)?;
         for record in &metadata.inodes {
-            let inline = record.flags & INLINE_DATA_FL != 0;
-            if record.is_dir() && !inline {
-                self.directory(record, &new_number)?;
+            let inline_dir = record.is_dir() && record.flags & INLINE_DATA_FL != 0;
+            if !inline_dir && !ea_moved {
+                continue;
             }
-            if (record.is_dir() && inline) || ea_moved {
-                let mut slot = metadata.read_inode(self.view, record.number)?;
-                if let Some(pending) = self.slots.get(&plan.inode(record.number)) {
-                    slot = pending.clone();
-                }
-                let mut changed = false;
-                if record.is_dir() && inline {
-                    changed |= dir::relocate_inline(&mut slot.0, &new_number);
-                }
-                if ea_moved && let Some(area) = xattr::in_slot(&slot) {
-                    changed |= area.relocate_value_inodes(&mut slot.0, &new_number);
-                }
-                if changed {
-                    self.slots.insert(plan.inode(record.number), slot);
-                }
+            let mut slot = match self.slots.get(&plan.inode(record.number)) {
+                Some(pending) => pending.clone(),
+                None => self.reader.slot(self.view, metadata, record.number)?,
+            };
+            let mut changed = false;
+            if inline_dir {
+                changed |= dir::relocate_inline(&mut slot.0, &new_number);
+            }
+            if ea_moved && let Some(area) = xattr::in_slot(&slot) {
+                changed |= area.relocate_value_inodes(&mut slot.0, &new_number);
+            }
+            if changed {
+                self.slots.insert(plan.inode(record.number), slot);
             }
         }
         Ok(())
     }
 
-    fn directory(
+    /// Rewrites the blocks of directories that name a moved inode or have moved themselves.
+    fn directories(&mut self, new_number: &dyn Fn(InodeNr) -> InodeNr) -> Result<()> {
+        let metadata = self.metadata;
+        let mut blocks = Vec::new();
+        for (place, record) in metadata.inodes.iter().enumerate() {
+            if !record.is_dir() || record.flags & INLINE_DATA_FL != 0 {
+                continue;
+            }
+            for extent in metadata.extents(record) {
+                blocks.extend((0..extent.len()).map(|skip| {
+                    let block = extent.start + u64::from(skip);
+                    (block, place as u32, extent.logical + skip)
+                }));
+            }
+        }
+        blocks.sort_unstable();
+        let (view, fs) = (self.view, &metadata.fs);
+        for_each_block(
+            view,
+            fs,
+            &blocks,
+            |&(block, ..)| block,
+            |&(block, place, logical), bytes| {
+                let record = &metadata.inodes[place as usize];
+                self.directory_block(record, logical, block, bytes, new_number)
+            },
+        )
+    }
+
+    fn directory_block(
         &mut self,
         record: &InodeRecord,
+        logical: u32,
+        place: BlockNr,
+        bytes: &[u8],
         new_number: &dyn Fn(InodeNr) -> InodeNr,
     ) -> Result<()> {
         let number = self.plan.inode(record.number);
         let has_moved = number != record.number && self.metadata.fs.checksums.enabled();
-        let indexed = record.flags & super::inode::INDEX_FL != 0;
-        let extents = self.metadata.extents(record);
-        let blocks = dir::blocks(&self.metadata.fs, self.view, extents, indexed)?;
-        for found in blocks {
-            let mut block = self.read_block(found.block)?;
-            let changed = dir::relocate_entries(&mut block, found.kind, new_number);
-            if !changed && !has_moved {
-                continue;
-            }
-            let generation = record.generation;
-            if !dir::update_checksum(&self.new_fs, number, generation, found.kind, &mut block) {
-                return Err(Error::unsound(format!(
-                    "inode {}: a block of this folder has no room for its checksum",
-                    record.number
-                )));
-            }
-            self.put_block(self.plan.blocks.of(found.block), block);
+        let indexed = record.flags & INDEX_FL != 0;
+        let kind = dir::kind_of(&self.metadata.fs, indexed, logical, bytes);
+        let mut block = bytes.to_vec();
+        if !dir::relocate_entries(&mut block, kind, new_number) && !has_moved {
+            return Ok(());
         }
+        if !dir::update_checksum(&self.new_fs, number, record.generation, kind, &mut block) {
+            return Err(Error::unsound(format!(
+                "inode {}: a block of this folder has no room for its checksum",
+                record.number
+            )));
+        }
+        self.put_block(self.plan.blocks.of(place), block);
         Ok(())
     }
 
@@ -540,15 +608,24 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// Writes the slots, neighbours as one run.
     fn slots(&mut self) {
+        const LONGEST: usize = 256 << 10;
         let geometry = &self.plan.geometry;
+        let mut start = 0;
+        let mut run: Vec<u8> = Vec::new();
         for (number, mut slot) in std::mem::take(&mut self.slots) {
             slot.update_checksum(&self.new_fs.checksums, number);
             let (group, index) = geometry.inode_place(number);
             let table = geometry.offset(self.groups[group as usize].inode_table());
-            self.overlay
-                .set_bytes(table + u64::from(index) * geometry.inode_size, slot.0);
+            let offset = table + u64::from(index) * geometry.inode_size;
+            if offset != start + run.len() as u64 || run.len() >= LONGEST {
+                self.overlay.set_bytes(start, std::mem::take(&mut run));
+                start = offset;
+            }
+            run.extend_from_slice(slot.bytes());
         }
+        self.overlay.set_bytes(start, run);
     }
 
     /// Writes the bitmaps and sets their checksums in the descriptors.

@@ -20,7 +20,7 @@ import struct
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
-FS_IOC_FSGETXATTR = 0x801C581F
+FS_IOC_FSGETXATTR, FS_IOC_SWAP_BOOT = 0x801C581F, 0x6611
 FS_IOC_FIEMAP = 0xC020660B
 FS_IOC_ADD_ENCRYPTION_KEY, FS_IOC_SET_ENCRYPTION_POLICY = 0xC0506617, 0x800C6613
 FIEMAP_EXTENT_LAST, FIEMAP_EXTENT_INLINE, FIEMAP_EXTENT_UNWRITTEN = 0x1, 0x200, 0x800
@@ -511,6 +511,56 @@ class Fill:
                         if e.errno != errno.EPERM:
                             raise
         self.mix("again", self.profile.get("again_bytes", MIB))
+
+    def scraps(self):
+        """What fits into a few dozen blocks; the kernel says when it is enough."""
+        try:
+            for i in range(self.profile.get("scraps", 40)):
+                self.write(self.dir("scraps") + "/%d" % i, self.data(self.rng.randrange(1, 900)))
+                if i % 4 == 1:
+                    os.symlink("far/" * 30 + str(i), self.at("scraps/link-%d" % i))
+        except OSError as e:
+            if e.errno != errno.ENOSPC:
+                raise
+        for i in range(0, 40, 3):
+            if os.path.exists(self.at("scraps/%d" % i)):
+                os.unlink(self.at("scraps/%d" % i))
+
+    def all_inodes(self):
+        """Leaves not one inode free."""
+        base, folder = self.dir("inodes-all"), None
+        try:
+            for i in range(self.profile.get("max_inodes", 70000)):
+                if i % 500 == 0:
+                    folder = base + "/d%d" % (i // 500)
+                    os.mkdir(folder)
+                os.mkfifo(folder + "/%d" % i)
+        except OSError as e:
+            if e.errno != errno.ENOSPC:
+                raise
+
+    def hard_links(self):
+        base = self.dir("links")
+        self.write(base + "/one", b"one of very many\n")
+        for i in range(1, self.profile.get("hard_links", 31990)):
+            os.link(base + "/one", base + "/%d" % i)
+
+    def no_lost_found(self):
+        os.rmdir(self.at("lost+found"))
+
+    def renamed_lost_found(self):
+        os.rename(self.at("lost+found"), self.at("found"))
+        self.write(self.at("found/inside"), self.data(3000))
+
+    def boot_loader(self):
+        """Swaps a file into inode 5."""
+        path = self.at("boot-loader")
+        self.write(path, self.data(30000))
+        fd = os.open(path, os.O_RDWR)
+        try:
+            fcntl.ioctl(fd, FS_IOC_SWAP_BOOT)
+        finally:
+            os.close(fd)
 
     # --- helpers --------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """The matrix: one entry per generated filesystem.
 
 A case is a list of steps that scripts/make-matrix runs in order:
-    ("mkfs", size in MiB, [mke2fs arguments])
+    ("mkfs", size in MiB, whole or not, [mke2fs arguments])
     ("fill", profile for fsfill, mount options)
     ("run", [command])              {img} stands for the image
+    ("debugfs", command, ...)       each must succeed
     ("size", MiB)                   truncates or extends the image file
     ("online", MiB)                 extends it and lets the kernel grow it mounted (offline, and told so, where
                                     CAP_SYS_RESOURCE is missing)
@@ -100,7 +101,7 @@ simple("resize-max", 56, mk(1024, E143, "-E", "resize=4000000"))
 simple("resize-4k-big", 96, mk(4096, E143, "-E", "resize=260000000"))
 simple("no-sparse-super", 56, mk(1024, E142 + ",^sparse_super,^resize_inode"), quick=True)
 simple("tiny-groups", 24, mk(1024, E143, "-g", "512"), more(LIGHT, max_inodes=5000))
-simple("tiny-groups-4k", 48, mk(4096, E147, "-g", "256"))
+simple("tiny-groups-4k", 48, mk(4096, E147, "-g", "256"), keep="meta_bg")  # which mke2fs chooses for it
 simple("many-groups-old", 32, mk(1024, E142 + ",^flex_bg", "-g", "1024"))
 simple("partial-last", 45, ["-t", "ext4", "-b", "1024", "-O", E143], quick=True)
 simple("stride", 56, mk(4096, E143, "-E", "stride=16,stripe_width=32"))
@@ -207,4 +208,177 @@ simple("meta-bg", 56, mk(1024, E143 + ",meta_bg,^resize_inode"), keep="meta_bg",
 simple("meta-bg-old", 56, mk(4096, E142 + ",meta_bg,^resize_inode", "-g", "256"), keep="meta_bg")
 simple("sparse-super2", 56, mk(1024, E143 + ",sparse_super2,^resize_inode"), keep="sparse_super2", quick=True)
 simple("external-journal", 48, mk(1024, E143.replace("has_journal,", ""), "-J", "device={jdev}"), dict(LIGHT, parts=["links", "xattrs", "deep", "htree"]),
+       keep="external journal", extra=["{name}.journal"])
+
+# --- odd shapes ------------------------------------------------------------------------
+TINY = {"parts": ["links", "symlinks", "xattrs", "names", "nodes", "spread_dirs", "last_inodes", "last_blocks", "again"], "max_inodes": 6000,
+        "xattr_files": 10, "spread": 12, "keep_last": 10, "again_bytes": 200 << 10}
+SCRAPS = {"parts": ["scraps"]}
+
+
+def kib(blocks):
+    return blocks / 1024
+
+
+# Behind the last whole group, a rest of so many blocks: around what a group needs for itself, mke2fs and resize2fs draw the line.
+for rest in (1, 60, 300, 640, 1100, 2111, 4097, 8191):
+    simple("rest-%d" % rest, kib(1 + 3 * 8192 + rest), ["-t", "ext4", "-b", "1024", "-O", E143 if rest % 2 else E142], TINY)
+    simple("rest-noflex-%d" % rest, kib(1 + 4 * 4096 + rest % 4096), ["-t", "ext4", "-b", "1024", "-g", "4096", "-O", (E142 if rest % 2 else E147) + ",^flex_bg"], TINY)
+for blocks in (28, 40, 64, 100, 150, 300, 1000):
+    simple("few-blocks-%d" % blocks, kib(blocks), ["-t", "ext2", "-b", "1024", "-N", "16" if blocks < 64 else "32"], SCRAPS)
+    simple("few-4k-blocks-%d" % blocks, kib(blocks * 4), ["-t", "ext4", "-b", "4096", "-O", E147, "-N", "32"], SCRAPS)
+simple("few-blocks-floppy", kib(1440), ["-t", "ext2", "-T", "floppy"], SCRAPS)
+simple("few-blocks-csum", kib(400), ["-t", "ext4", "-b", "1024", "-O", E143 + ",^has_journal"], SCRAPS)
+for per_group in (1000, 1016, 3208, 8184):
+    simple("groups-of-%d" % per_group, 40, ["-t", "ext4", "-b", "1024", "-g", str(per_group), "-O", E143], more(TINY, "deep", deep_extents=300))
+simple("groups-of-256", 12, ["-t", "ext4", "-b", "1024", "-g", "256", "-O", E143 + ",^resize_inode", "-N", "1500"], TINY)
+simple("groups-of-256-old", 12, ["-t", "ext2", "-b", "1024", "-g", "256", "-O", EXT2, "-N", "1500"], dict(TINY, extents=False))
+simple("groups-of-1000-4k", 60, ["-t", "ext4", "-b", "4096", "-g", "1000", "-O", E147], TINY)
+simple("groups-of-16384-2k", 110, ["-t", "ext4", "-b", "2048", "-g", "16384", "-O", E142], TINY)
+for flex in (1, 8, 1024, 65536):
+    simple("flex-%d" % flex, 44, mk(1024, E142 if flex == 8 else E143, "-G", str(flex)), TINY)
+simple("packed-meta", 60, mk(1024, E143, "-G", "4", "-E", "packed_meta_blocks=1"), TINY)
+simple("packed-meta-4k", 60, mk(4096, E142, "-E", "packed_meta_blocks=1"), TINY)
+simple("raid-1k", 44, mk(1024, E143, "-E", "stride=64,stripe_width=192"), TINY)
+simple("raid-noflex", 44, mk(1024, E142 + ",^flex_bg", "-E", "stride=17,stripe_width=34"), TINY)
+simple("inodes-most", 48, mk(1024, E143, "-N", "48000", inode=128), more(TINY, max_inodes=50000, keep_last=30))
+simple("inodes-fewest", 24, ["-t", "ext4", "-b", "1024", "-O", E143, "-N", "16"], SCRAPS)
+simple("inodes-fewest-4k", 64, mk(4096, E147, "-N", "16"), SCRAPS)
+simple("inodes-none-free", 32, mk(1024, E143, "-N", "2000"), {"parts": ["links", "all_inodes"]})
+simple("inodes-none-free-4k", 48, mk(4096, E142, "-N", "1500"), {"parts": ["links", "all_inodes"]})
+simple("inode-is-block", 40, mk(1024, E143, inode=1024), TINY)
+simple("inode-512-1k", 40, mk(1024, E142, inode=512), TINY)
+simple("inode-4096", 60, mk(4096, E147 + ",inline_data", inode=4096), first(TINY, "inline"))
+simple("inode-2048-ea", 60, mk(2048, E143 + ",inline_data,ea_inode", inode=2048), first(TINY, "inline", "big_xattrs"))
+case("smaller-than-partition", ("mkfs", 30, mk(1024, E143)), ("size", 44.3), ("fill", TINY, ""))
+for bs in (8192, 16384, 65536):
+    case("blocks-of-%d" % bs, ("mkfs", 90, ["-t", "ext4", "-b", str(bs), "-g", "256", "-O", E143, "-d", "{tree}"]), kernel=False)
+    case("blocks-of-%d-old" % bs, ("mkfs", 90, ["-t", "ext2", "-b", str(bs), "-g", "256", "-O", EXT2, "-d", "{tree}"]), kernel=False)
+
+# --- odd features ------------------------------------------------------------------------
+simple("every-group-a-backup", 40, mk(1024, E143 + ",^sparse_super"), TINY)
+simple("every-group-noflex", 40, mk(1024, EXT4 + ",^sparse_super,^flex_bg,^has_journal"), TINY)
+simple("no-resize-noflex", 40, mk(1024, E147 + ",^resize_inode,^flex_bg"), TINY)
+simple("nothing-but-extents", 40, mk(4096, "none,extent,64bit", inode=128), TINY)
+simple("nothing-at-all", 40, mk(1024, "none", inode=128), dict(TINY, extents=False))
+simple("no-filetype-ext4", 40, mk(1024, E143 + ",^filetype"), TINY)
+simple("no-ext-attr", 40, mk(1024, E143 + ",^ext_attr"), TINY)
+simple("no-huge-file", 40, mk(1024, E143 + ",^huge_file,^dir_nlink,^large_file"), TINY)
+simple("no-extra-isize", 40, mk(1024, E142 + ",^extra_isize"), TINY)
+simple("resize-none", 40, mk(1024, E143, "-E", "resize=41000"), TINY)
+simple("resize-huge", 40, mk(1024, E143, "-E", "resize=2000000000"), TINY)
+simple("lazy", 40, mk(1024, E147, "-E", "lazy_itable_init=1,lazy_journal_init=1"), TINY, mount="noinit_itable")
+simple("lazy-not", 40, mk(4096, E147, "-E", "lazy_itable_init=0,lazy_journal_init=0"), TINY)
+simple("largefile-type", 64, ["-t", "ext4", "-T", "largefile"], {"parts": ["links", "symlinks", "deep", "last_blocks"], "deep_extents": 200})
+simple("news-type", 64, ["-t", "ext4", "-T", "news"], TINY)
+simple("root-owner", 40, mk(1024, E143, "-E", "root_owner=1000:4000000000"), TINY)
+simple("hurd", 40, ["-t", "ext2", "-b", "1024", "-o", "hurd", "-I", "128"], dict(TINY, parts=["links", "symlinks", "names", "last_inodes", "last_blocks"], extents=False))
+simple("creator-freebsd", 40, mk(1024, E143, "-o", "freebsd"), TINY)
+simple("revision-0-4k", 40, ["-t", "ext2", "-b", "4096", "-r", "0"], dict(TINY, parts=["links", "symlinks", "indirect", "names", "last_inodes"], extents=False))
+simple("journal-least-4k", 60, mk(4096, E143, "-J", "size=4"), TINY)
+simple("journal-half", 200, mk(1024, E142, "-J", "size=100"), TINY)
+simple("journal-fast-commit", 60, mk(1024, E147 + ",fast_commit", "-J", "size=8,fast_commit_size=512"), TINY)
+simple("orphan-file-large", 60, mk(4096, E147, "-E", "orphan_file_size=2M"), TINY)
+simple("label-odd", 40, mk(1024, E143, "-L", "a/b\\\t\x1b[31m<&\"'", "-M", "/x y"), TINY)
+simple("bad-blocks-4k", 160, ["-t", "ext4", "-b", "4096", "-O", E142, "-l", "{bad}"], TINY)
+simple("bad-blocks-ext3", 56, ["-t", "ext3", "-b", "1024", "-O", EXT3, "-l", "{bad}"], dict(TINY, extents=False))
+case("hash-tea", ("mkfs", 40, mk(1024, E143)), ("run", ["tune2fs", "-E", "hash_alg=tea", "{img}"]), ("fill", more(TINY, "htree", htree=3000), ""))
+case("hash-legacy", ("mkfs", 40, mk(1024, E142)), ("run", ["tune2fs", "-E", "hash_alg=legacy", "{img}"]), ("fill", more(TINY, "htree", htree=3000), ""))
+case("hash-unsigned", ("mkfs", 40, mk(4096, E143)), ("debugfs", "ssv flags 2"), ("fill", more(TINY, "htree", htree=3000), ""))
+simple("htree-full-names", 64, mk(1024, E143 + ",large_dir"), dict(DIRS, htree=30000, htree_name=250, max_inodes=60000), mount="nodelalloc")
+simple("hard-links-31990", 40, ["-t", "ext2", "-b", "1024", "-O", EXT2], {"parts": ["hard_links", "last_blocks"], "extents": False})
+simple("hard-links-64990", 40, mk(4096, E143), {"parts": ["hard_links", "last_blocks"], "hard_links": 64990})
+simple("lost-found-gone", 40, mk(1024, E143), first(TINY, "no_lost_found"))
+simple("lost-found-renamed", 40, mk(1024, E142), first(TINY, "renamed_lost_found"))
+simple("boot-loader", 40, mk(1024, E143), more(TINY, "boot_loader"))
+simple("boot-loader-late", 40, mk(4096, E142), more(TINY, "boot_loader"))
+simple("full-4k", 40, mk(4096, E147, "-m", "0"), dict(LIGHT, parts=["links", "xattrs", "htree", "deep", "mix_full"]))
+simple("full-ext2", 30, ["-t", "ext2", "-b", "1024", "-O", EXT2, "-m", "0"], dict(BLOCKS, parts=["links", "indirect", "mix_full"]))
+simple("full-noflex", 30, mk(1024, E142 + ",^flex_bg,^has_journal", "-m", "0"), dict(LIGHT, parts=["links", "fragmented", "mix_full"]))
+simple("extents-sparse", 60, mk(4096, E143), {"parts": ["sparse", "deep", "fragmented", "last_blocks"], "deep_extents": 3000})
+simple("extents-in-1k-full", 40, mk(1024, E143, "-m", "0"), {"parts": ["deep", "fragmented", "mix_full"], "deep_extents": 6000}, mount="nodelalloc")
+case("garbage-ext2", ("garbage",), ("mkfs", 40, ["-t", "ext2", "-b", "1024", "-O", EXT2, "-E", "nodiscard"]), ("fill", dict(TINY, extents=False), ""))
+for name, features, extra in (("made-with-quota", E143 + ",quota", []), ("made-with-project", E147 + ",quota,project", ["-E", "quotatype=usrquota:grpquota:prjquota"]),
+                              ("android", E147.replace(",orphan_file", "") + ",encrypt,stable_inodes,verity,quota,project,casefold", ["-E", "encoding=utf8"]),
+                              ("casefold-strict", E143 + ",casefold", ["-E", "encoding=utf8,encoding_flags=strict"]),
+                              ("verity-casefold", E147 + ",verity,casefold,large_dir,ea_inode,inline_data", [])):
+    case(name, ("mkfs", 40, mk(1024, features, "-d", "{tree}", *extra)), kernel=False)
+case("huge-files", ("run", ["sh", "-c", "truncate -s 300M {img}; printf '[fs_types]\n many = {{\n make_hugefiles = true\n num_hugefiles = 3\n hugefiles_size = 60M\n"
+                            " hugefiles_dir = /big\n hugefiles_name = huge\n hugefiles_digits = 3\n zero_hugefiles = false\n }}\n' > {bad};"
+                            " MKE2FS_CONFIG={bad} mke2fs -q -F -t ext4 -T many -b 4096 -O " + E143 + " {img}"]), ("fill", TINY, ""))
+
+# --- odd lives -----------------------------------------------------------------------------
+FSCK = ("run", ["e2fsck", "-fy", "{img}"])
+
+
+def life(name, size, args, *steps, profile=TINY, mount="", again=None, **keys):
+    """Filled, changed by a tool, filled again if `again` says with what."""
+    case(name, ("mkfs", size, args), ("fill", profile, mount), FSCK, *steps, *([("fill", again, "")] if again else []), **keys)
+
+
+def tune(*words):
+    return ("run", ["tune2fs", *words, "{img}"])
+
+
+def resize(size, *words):
+    return [("size", size), ("run", ["resize2fs", *words, "{img}"])]
+
+
+def shrink(size):
+    return [("run", ["resize2fs", "{img}", "%dM" % size]), ("size", size)]
+
+
+MORE = dict(TINY, parts=["fragmented", "spread_dirs", "last_inodes", "last_blocks"])
+life("journal-taken-off", 40, mk(1024, E143), tune("-O", "^has_journal"), again=MORE)
+life("journal-fragmented", 40, ["-t", "ext2", "-b", "1024", "-O", EXT2], tune("-j", "-J", "size=4"), again=dict(MORE, extents=False),
+     profile=dict(TINY, extents=False, parts=TINY["parts"][:-1] + ["indirect", "last_blocks"]))
+life("journal-fragmented-extents", 40, mk(1024, E143 + ",^has_journal"), tune("-O", "has_journal", "-J", "size=2"), again=MORE)
+life("csum-turned-off", 40, mk(1024, E143), tune("-O", "^metadata_csum"), ("run?", ["e2fsck", "-fy", "{img}"]), again=MORE)
+life("resize-inode-off", 40, mk(1024, E143), tune("-O", "^resize_inode"), ("run?", ["e2fsck", "-fy", "{img}"]), again=MORE)
+life("dir-index-off", 40, mk(1024, E142), tune("-O", "^dir_index"), ("run?", ["e2fsck", "-fy", "{img}"]), profile=more(TINY, "htree", htree=800), again=MORE)
+life("uninit-off", 40, mk(1024, E142), tune("-O", "^uninit_bg"), ("run?", ["e2fsck", "-fy", "{img}"]), again=MORE)
+life("huge-file-off", 40, mk(1024, E143), tune("-O", "^huge_file"), ("run?", ["e2fsck", "-fy", "{img}"]))
+life("orphan-file-off", 40, mk(1024, E147), tune("-O", "^orphan_file"), again=MORE)
+life("orphan-file-on", 40, mk(1024, E143), tune("-O", "orphan_file"), again=MORE)
+life("seed-on-uuid-new", 40, mk(1024, E143), tune("-O", "metadata_csum_seed"), tune("-U", "random"), again=MORE)
+life("uuid-new-old", 40, mk(1024, E142), tune("-f", "-U", "random"), again=MORE)
+life("ea-inode-on", 40, mk(1024, E143), tune("-O", "ea_inode"), again=first(MORE, "big_xattrs"))
+life("large-dir-on", 40, mk(1024, E143), tune("-O", "large_dir"), again=MORE)
+life("many-turned-on", 40, mk(4096, E143), tune("-O", "verity,encrypt,stable_inodes,fast_commit,mmp"), again=dict(MORE, parts=["spread_dirs"]))
+life("sparse-super-on", 40, mk(1024, E142 + ",^sparse_super,^resize_inode"), tune("-O", "sparse_super"), ("run?", ["e2fsck", "-fy", "{img}"]), again=MORE)
+life("widened-old-ext4", 40, mk(1024, EXT4.replace(",flex_bg", "").replace(",extra_isize", ""), inode=128), tune("-I", "256"), again=MORE)
+life("all-of-ext3-on", 40, ["-t", "ext3", "-b", "1024", "-O", EXT3, "-I", "256"], tune("-O", "extent,huge_file,dir_nlink,extra_isize,uninit_bg"), ("run?", ["e2fsck", "-fyD", "{img}"]),
+     tune("-O", "metadata_csum"), ("run?", ["e2fsck", "-fy", "{img}"]), profile=dict(TINY, extents=False), again=MORE)
+life("maps-to-extents", 40, ["-t", "ext3", "-b", "1024", "-O", EXT3, "-I", "256"], tune("-O", "extent"), ("run?", ["e2fsck", "-fy", "-E", "bmap2extent", "{img}"]),
+     profile=dict(BLOCKS, parts=["links", "indirect", "last_blocks"]), again=MORE)
+life("dirs-rebuilt-4k", 60, mk(4096, E147), ("run?", ["e2fsck", "-fyD", "{img}"]), profile=more(TINY, "htree", htree=5000), again=MORE)
+life("read-only", 40, mk(1024, E143), tune("-O", "read-only"), kernel=False)
+life("grown-and-shrunk", 20, mk(1024, E143), *resize(60), *shrink(30), *resize(90), *shrink(41), *resize(70), again=MORE)
+life("grown-and-shrunk-old", 20, mk(1024, E142 + ",^flex_bg", inode=128), *resize(60), *shrink(30), *resize(77), *shrink(33), *resize(50), again=MORE)
+life("grown-and-shrunk-ext3", 20, ["-t", "ext3", "-b", "1024", "-O", EXT3], *resize(60), *shrink(27), *resize(50), profile=dict(TINY, extents=False), again=dict(MORE, extents=False))
+life("grown-and-shrunk-4k", 40, mk(4096, E147), *resize(160), *shrink(60), *resize(200), again=MORE)
+life("grown-past-reserve", 17, mk(1024, E142, "-E", "resize=40000"), *resize(400), again=MORE)
+life("grown-no-resize-inode", 17, mk(1024, E143 + ",^resize_inode"), *resize(150), again=MORE)
+life("grown-by-one-group", 17, mk(1024, E143), *resize(25), *resize(33), *resize(41), *resize(42), again=MORE)
+life("minimum-then-grown", 60, mk(1024, E143), ("run", ["resize2fs", "-M", "{img}"]), *resize(45), again=MORE)
+life("minimum-of-ext2", 60, ["-t", "ext2", "-b", "1024", "-O", EXT2], ("run", ["resize2fs", "-M", "{img}"]), ("size", "fs"), profile=dict(TINY, extents=False))
+life("to-64bit-grown", 30, mk(1024, E143_32), ("run", ["resize2fs", "-b", "{img}"]), *resize(80), again=MORE)
+life("to-32bit-shrunk", 60, mk(4096, E143), ("run", ["resize2fs", "-s", "{img}"]), *shrink(50), again=MORE)
+life("there-and-back-64bit", 40, mk(1024, E142), ("run", ["resize2fs", "-b", "{img}"]), ("run", ["resize2fs", "-s", "{img}"]), again=MORE)
+life("quota-grown", 20, mk(1024, E143), tune("-Q", "usrquota,grpquota"), ("run?", ["e2fsck", "-fy", "{img}"]), *resize(60), kernel=True, profile=more(TINY, "owners", owner_files=120))
+case("online-thrice", ("mkfs", 17, mk(1024, E143)), ("fill", TINY, ""), ("online", 26), ("fill", MORE, ""), ("online", 50), ("online", 100), ("fill", dict(MORE, parts=["last_blocks"]), ""))
+case("online-no-resize-inode", ("mkfs", 17, mk(4096, E147)), ("fill", dict(TINY, parts=["links", "spread_dirs"]), ""), ("online", 300), ("fill", MORE, ""))
+
+# --- more that is kept ------------------------------------------------------------------------
+KEPT = dict(LIGHT, parts=["links", "xattrs", "deep", "htree", "spread_dirs", "last_blocks"])
+simple("bigalloc-4k", 160, ["-t", "ext4", "-b", "4096", "-C", "65536", "-O", E147 + ",bigalloc"], KEPT, keep="bigalloc")
+simple("bigalloc-old", 90, ["-t", "ext4", "-b", "1024", "-C", "4096", "-O", E142 + ",bigalloc"], KEPT, keep="bigalloc")
+simple("bigalloc-no-journal", kib(70001), ["-t", "ext4", "-b", "1024", "-C", "8192", "-O", E143 + ",bigalloc,^has_journal"], KEPT, keep="bigalloc")
+simple("bigalloc-noflex", 90, ["-t", "ext4", "-b", "2048", "-C", "8192", "-O", E143 + ",bigalloc,^flex_bg"], KEPT, keep="bigalloc")
+simple("meta-bg-plain", 90, mk(1024, EXT4 + ",meta_bg,^resize_inode,^flex_bg"), KEPT, keep="meta_bg")
+simple("meta-bg-many", 60, mk(1024, E147 + ",meta_bg,^resize_inode", "-g", "512"), KEPT, keep="meta_bg")
+for count in (0, 1, 2):
+    simple("backups-%d" % count, 48, mk(1024, E143 + ",sparse_super2" + (",^resize_inode" if count == 1 else ""), "-E", "num_backup_sb=%d" % count), KEPT, keep="sparse_super2")
+life("shared-blocks-flag", 40, mk(4096, E143), ("debugfs", "feature shared_blocks"), kernel=False, keep="shared_blocks")
+simple("external-journal-4k", 48, mk(1024, E142.replace("has_journal,", ""), "-J", "device={jdev}"), dict(LIGHT, parts=["links", "xattrs", "deep", "htree"]),
        keep="external journal", extra=["{name}.journal"])

@@ -10,12 +10,12 @@ pub mod relocate;
 use std::ops::Range;
 
 use super::bitmap::Bitmap;
+use super::geometry::Geometry;
 use super::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
 use super::map::{Extent, MapKind, Node, join_extents, tree_shape};
 use super::metadata::{InodeRecord, Metadata};
 use super::superblock::{
-    COMPAT_RESIZE_INODE, COMPAT_STABLE_INODES, Geometry, INCOMPAT_64BIT, INCOMPAT_FLEX_BG,
-    INCOMPAT_MMP,
+    COMPAT_RESIZE_INODE, COMPAT_STABLE_INODES, INCOMPAT_64BIT, INCOMPAT_FLEX_BG, INCOMPAT_MMP,
 };
 use crate::units::{BlockNr, GroupNr, InodeNr};
 use relocate::{FreeSpace, Relocation};
