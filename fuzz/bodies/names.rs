@@ -29,7 +29,7 @@ pub fn directory(data: &[u8]) {
     if before.iter().all(|(number, _)| number.wrapping_add(7) != 0) {
         let moved = before.iter().map(|(number, name)| match number {
             0 => (0, name.clone()),
-            _ => (number + 7, name.clone()),
+            _ => (number.wrapping_add(7), name.clone()),
         });
         assert!(moved.eq(after), "other names after new numbers");
     }
