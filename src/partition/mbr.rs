@@ -25,6 +25,8 @@ pub(super) const SECTOR: u64 = 512;
 /// Linux numbers partitions up to 255.
 const MAX_EBRS: usize = 256;
 const PROTECTIVE: u8 = 0xEE;
+/// What to do about a chain of EBRs that hides partitions.
+const MEND: &str = "`sfdisk -d CARD >table` and `sfdisk CARD <table` write the chain anew";
 
 pub(super) type Sector = [u8; SECTOR as usize];
 
@@ -77,6 +79,29 @@ pub(super) fn set_extent(sector: &mut Sector, slot: usize, start: u32, sectors: 
 
 fn is_signed(sector: &Sector) -> bool {
     sector[510..] == [0x55, 0xAA]
+}
+
+/// Refuses a link without a length that leads to an EBR with partitions: Linux does not follow it,
+/// so an image would lack them in silence.
+fn refuse_hidden(
+    name: &str,
+    lba: u64,
+    target: u64,
+    container: Range<u64>,
+    disk: &dyn ReadAt,
+) -> Result<()> {
+    if !container.contains(&target) {
+        return Ok(());
+    }
+    let mut sector = [0; SECTOR as usize];
+    disk.read_exact_at(target * SECTOR, &mut sector)?;
+    if !is_signed(&sector) || !names_partitions(&sector, target, container) {
+        return Ok(());
+    }
+    Err(Error::unsound(format!(
+        "the EBR of {name} at sector {lba} leads to partitions behind sector {target}, but with a length of 0"
+    ))
+    .with_hint(MEND))
 }
 
 /// Could a sector without a signature be an EBR all the same? One of the two entries that count
@@ -303,7 +328,7 @@ impl Mbr {
                     return Err(Error::unsound(format!(
                         "the EBR of {name} at sector {lba} names partitions, but lacks its signature 55 AA"
                     ))
-                    .with_hint("`sfdisk` can write it anew: sfdisk -d DISK, then sfdisk DISK with what that gave"));
+                    .with_hint(MEND));
                 }
                 warnings.push(format!(
                     "the chain of {name} ends at sector {lba}, which is not an EBR"
@@ -315,6 +340,9 @@ impl Mbr {
             for slot in 0..4 {
                 let entry = Entry::of(&sector, slot);
                 if !entry.is_used() {
+                    if slot < 2 && entry.is_extended() && entry.start != 0 {
+                        refuse_hidden(&name, lba, entry.extent(start).0, start..end, disk)?;
+                    }
                     continue;
                 }
                 if entry.is_extended() {

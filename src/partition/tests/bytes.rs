@@ -297,6 +297,15 @@ fn an_ebr_without_its_signature_hides_partitions() {
     disk.write_all_at(150 * 512, &damaged).unwrap();
     let table = PartitionTable::read(&disk).unwrap().unwrap();
     assert_eq!((table.partitions().len(), table.warnings().len()), (2, 1));
+    // Nor does Linux follow a link without a length.
+    damaged[446] = 0;
+    damaged[510] = 0x55;
+    disk.write_all_at(150 * 512, &damaged).unwrap();
+    let first = sector(&[(0, 0x83, 5, 20), (0, 0x05, 50, 0)]);
+    disk.write_all_at(100 * 512, &first).unwrap();
+    let error = PartitionTable::read(&disk).unwrap_err();
+    let text = "sector 100 leads to partitions behind sector 150";
+    assert!(error.to_string().contains(text), "{error}");
 }
 
 #[test]
