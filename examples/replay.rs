@@ -19,8 +19,8 @@ fn run(path: &str, journal_only: bool) -> Result<()> {
     let fs = Super::read(&image)?.ok_or_else(|| Error::usage("no ext4 filesystem"))?;
     let replayed = replay(&fs, &image)?;
     print!(
-        "needed={} transactions={} blocks={}",
-        replayed.needed, replayed.transactions, replayed.blocks
+        "needed={} transactions={} blocks={} fast_commits={}",
+        replayed.needed, replayed.transactions, replayed.blocks, replayed.fast_commits
     );
     if journal_only {
         println!();

@@ -363,6 +363,18 @@ fn a_zip_with_two_files_is_refused_by_name() {
 }
 
 #[test]
+fn a_zip_whose_file_starts_past_the_end_is_damaged() {
+    let scratch = Scratch::new("past");
+    let file = put(&scratch, "one.img", &image(5_000, 12));
+    let mut packed = tool("zip", &["-j", "-q", "-", file.to_str().unwrap()], b"").unwrap();
+    // The length of the local header's extra field.
+    packed[29] = 0xB9;
+    let error = unpack_file(&packed).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsound);
+    assert!(error.to_string().contains("local header"), "{error}");
+}
+
+#[test]
 fn an_unfinished_output_is_no_sound_file() {
     /// A sink that outlives its encoder.
     #[derive(Clone, Default)]

@@ -5,6 +5,7 @@ pub mod check;
 pub mod checksum;
 pub mod dir;
 pub mod emit;
+pub mod fast_commit;
 pub mod findings;
 pub mod geometry;
 pub mod group_desc;
@@ -46,6 +47,8 @@ pub struct Recovery {
     pub transactions: u32,
     /// Blocks that the replay changed.
     pub blocks: u64,
+    /// Fast commits replayed behind the transactions.
+    pub fast_commits: u32,
     /// Deleted files whose blocks were still held.
     pub orphans_deleted: u32,
     /// Files that were being cut to a shorter length.
@@ -154,17 +157,24 @@ impl Ext4 {
             journal_was_dirty: replay.needed,
             transactions: replay.transactions,
             blocks: replay.blocks,
+            fast_commits: replay.fast_commits,
             ..Recovery::default()
         };
         let mut findings = Findings::default();
-        let mut quota_deltas = Vec::new();
+        let mut quota_deltas = replay.quota_deltas;
+        if recovery.fast_commits > 0 && bitmaps(&found.superblock) {
+            return Err(Error::unsupported(
+                "ext4: fast commits are not in the bitmaps, which are all that can be read",
+            )
+            .with_hint(journal::HINT));
+        }
         if !bitmaps(&found.superblock) {
             let view = replayed.over(device);
             let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
             let orphans = orphan::finish_orphans(&fs, &view, 0)?;
             recovery.orphans_deleted = orphans.deleted;
             recovery.orphans_truncated = orphans.truncated;
-            quota_deltas = orphans.quota_deltas;
+            quota_deltas.extend(orphans.quota_deltas);
             finished = orphans.overlay;
         }
         let mut overlay = replayed.then(&finished);
@@ -270,7 +280,7 @@ impl Ext4 {
         let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::Image)?;
         let size = plan.geometry.block_size;
         Ok(Image {
-            overlay: self.overlay.then(&emitted.overlay),
+            overlay: emitted.overlay.onto(&self.overlay),
             stored: emitted.stored,
             block_size: size,
             blocks: plan.geometry.blocks_count,
@@ -350,6 +360,14 @@ impl Ext4 {
             return Err(Error::unsupported(
                 "ext4 with a list of bad blocks cannot be resized in place",
             ));
+        }
+        if self.recovery.fast_commits > 0 {
+            // They change no bitmap, so that there would be a moment without journal and without
+            // the bitmaps of what they brought.
+            return Err(Error::unsupported(
+                "ext4 with fast commits to replay cannot be resized in place",
+            )
+            .with_hint(journal::HINT));
         }
         let geometry = &self.fs.geometry;
         let blocks = new_len / geometry.block_size;

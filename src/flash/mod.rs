@@ -12,6 +12,7 @@
 mod check;
 mod classify;
 mod commit;
+mod cut_off;
 mod digest;
 #[cfg(test)]
 mod faulty;
@@ -134,7 +135,15 @@ pub fn flash(
     if count == 0 {
         return Err(Error::unsound("the image is empty"));
     }
-    let needed = needed_by_table(&first[..count]);
+    let begin = first[..count].to_vec();
+    let needed = needed_by_table(&begin);
+    if let Some(len) = reader.exact_len() {
+        cut_off::refuse(&begin, len, |start, buf| {
+            let mut again = image.open()?;
+            again.skip(start)?;
+            again.read_full(buf).map(|_| ())
+        })?;
+    }
     let lanes: Vec<Lane> = slots
         .iter()
         .map(|slot| Lane::new(slot, !options.verify))
@@ -154,6 +163,7 @@ pub fn flash(
         image,
         plan: &plan,
         options,
+        first: &begin,
     };
     let outcome = watched(&lanes, options, || {
         let prepared = for_each(&lanes, &mut reports, |lane, report| {
@@ -189,6 +199,8 @@ struct Run<'a> {
     image: &'a dyn ImageSource,
     plan: &'a FlashPlan,
     options: &'a Options,
+    /// The image's first bytes.
+    first: &'a [u8],
 }
 
 /// What was done to a card before writing.
@@ -300,6 +312,9 @@ impl Run<'_> {
                 return Err(error);
             }
         }
+        cut_off::refuse(self.first, written.image_len, |start, buf| {
+            lane.read_exact_at(start, buf)
+        })?;
         let head = publish::publish(lane, written, self.options.verify)?;
         report.written += head;
         if self.options.verify {

@@ -217,6 +217,28 @@ impl Overlay {
         disk
     }
 
+    /// Puts a partition's overlay in its place, as [`rebase`](Self::rebase) and
+    /// [`merge`](Self::merge) would; of many runs there is never a second copy.
+    pub fn place(&mut self, part: Overlay, offset: u64, base_offset: u64) {
+        let same = offset == base_offset;
+        let mut at = 0;
+        let gap = |disk: &mut Self, from: u64, to: u64| {
+            if !same {
+                disk.set_base(from + offset, to - from, from + base_offset);
+            }
+        };
+        for (start, run) in part.runs {
+            gap(self, at, start);
+            at = start + run.len;
+            match run.source {
+                Source::Base(from) if from + base_offset == start + offset => {}
+                Source::Base(from) => self.set_base(start + offset, run.len, from + base_offset),
+                source => self.set(start + offset, run.len, source),
+            }
+        }
+        gap(self, at, part.len);
+    }
+
     /// Copies every run of `other` over this one's (both describe the same disk and base).
     pub fn merge(&mut self, other: &Overlay) {
         for (&start, run) in &other.runs {
@@ -247,6 +269,22 @@ impl Overlay {
             }
         }
         flat
+    }
+
+    /// Flattens two, this one above: like [`then`](Self::then), but without a copy where there is
+    /// nothing below.
+    pub fn onto(self, lower: &Overlay) -> Overlay {
+        let within = |(start, run): (&u64, &Run)| {
+            let from = match run.source {
+                Source::Base(from) => from,
+                _ => *start,
+            };
+            from + run.len <= lower.len
+        };
+        if lower.is_empty() && self.len <= lower.len && self.runs.iter().all(within) {
+            return self;
+        }
+        lower.then(&self)
     }
 
     /// Makes `target` what the overlay over it describes: moves, then everything else, each with a
@@ -520,6 +558,19 @@ mod tests {
             let lifted = lower.rebase(8, 16, 100);
             let wide = MemoryDisk::from([vec![9; 16], base.clone(), vec![9; 60]].concat());
             assert_eq!(&read(&lifted, &wide)[8..72], model);
+            for base_offset in [16, 8] {
+                let lifted = lower.rebase(8, base_offset, 100);
+                let (mut merged, mut placed) = (Overlay::new(100), Overlay::new(100));
+                scribble(&mut state, &mut merged, &base, &mut [0; 100]);
+                placed.merge(&merged);
+                merged.merge(&lifted);
+                placed.place(lower.clone(), 8, base_offset);
+                assert_eq!(read(&placed, &wide), read(&merged, &wide));
+            }
+            for lower in [lower, Overlay::new(60), Overlay::new(64), Overlay::new(40)] {
+                let flat = upper.clone().onto(&lower);
+                assert_eq!(read(&flat, &disk), read(&lower.then(&upper), &disk));
+            }
         }
     }
 

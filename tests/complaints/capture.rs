@@ -57,8 +57,15 @@ import os; os.fsync(os.open(\"{mount}\", os.O_RDONLY))'
         ],
     );
     assert!(!exists(&image));
-    pishrink(&["capture", "--no-shrink", "--force-raw", &card, &image])
-        .tells(&["saved block by block: "]);
+    pishrink(&[
+        "capture",
+        "--force",
+        "--no-shrink",
+        "--force-raw",
+        &card,
+        &image,
+    ])
+    .tells(&["saved block by block: "]);
 }
 
 /// 6: "already smallest", or gigabytes left over (PS#49 #58 #74 #76 #80 #127 #183 #186 #219 #299).
@@ -91,7 +98,9 @@ fn c07_one_cause_and_one_next_step() {
     let empty = scratch.blank("empty.img", 0);
     let missing = scratch.path("missing.img");
     let packed = scratch.path("cut.img.xz");
-    shell(&format!("xz -0 -c {card} | head -c 100000 > {packed}"));
+    shell(&format!(
+        "(xz -0 -c {card} || true) | head -c 100000 > {packed}"
+    ));
     let beyond = scratch.path("no/such/folder/new.img");
     let cases: [(i32, &str, &str, &[&str]); 9] = [
         (1, &missing, &image, &["missing.img", "No such file"]),
@@ -244,7 +253,7 @@ fn c13_c19_other_layouts_are_captured_and_it_is_said_what_stays() {
         ),
         // A logical root.
         (
-            "start=2048,size=16384,type=c\\nstart=17000,type=5\\nstart=18432,type=83\\n",
+            "start=2048,size=12288,type=c\\nstart=16384,type=5\\nstart=18432,type=83\\n",
             55,
         ),
     ];
@@ -313,12 +322,7 @@ fn c21_cut_off_inputs_are_noticed_at_once() {
         let (ends, has) = ((64 * MIB).to_string(), (40 * MIB).to_string());
         said.complains(
             3,
-            &[
-                "partition 2 ends at byte",
-                &ends,
-                &has,
-                "cut off; copy it again",
-            ],
+            &["partition 2 ends at byte", &ends, &has, "cut off", "again"],
         );
         let _ = fs::remove_file(&image);
     }
@@ -409,5 +413,5 @@ sys.exit(p.wait())",
         env!("CARGO_BIN_EXE_pishrink"),
         slow.card()
     );
-    said(Command::new("python3").args(["-c", &script])).complains(130, &["stopped"]);
+    outcome(Command::new("python3").args(["-c", &script])).complains(130, &["stopped"]);
 }

@@ -88,16 +88,13 @@ fn c02_a_failed_verification_says_where_how_and_whose_fault() {
         4,
         &[
             "the image is damaged: bytes ",
-            "fetch or copy the image again",
+            "fetch or capture the image again",
         ],
     );
     fs::remove_file(format!("{image}.bmap")).unwrap();
     let digest = "0".repeat(64);
     let said = pishrink(&["flash", &image, &target, "--yes", "--sha256", &digest]);
-    said.complains(
-        4,
-        &["the image's SHA-256 is ", "fetch or copy the image again"],
-    );
+    said.complains(4, &["the image's SHA-256 is ", &digest]);
 }
 
 /// 9: the wrong disk was erased (rpi-imager#84 #234 #439 #528 #982 #1161 #1327; etcher#2129).
@@ -127,18 +124,15 @@ fn c09_nothing_but_a_card_is_erased() {
     let said = flash(&device.0, &["--allow-any-device"]);
     said.complains(5, &["no terminal to ask", "--yes"]);
     flash(&image, &["--yes"]).complains(5, &[&image, "is the image itself"]);
+    assert_eq!(shell(&format!("sha256sum {disk}")), before);
     // In a world of its own, the device carries the system.
     let script = format!(
         "mount {part} /home; exec {} flash {image} {} --yes --allow-any-device",
         env!("CARGO_BIN_EXE_pishrink"),
         device.0
     );
-    let said = said(Command::new("unshare").args(["-m", "sh", "-c", &script]));
+    let said = outcome(Command::new("unshare").args(["-m", "sh", "-c", &script]));
     said.complains(5, &[&device.0, "carries the running system (/home)"]);
-    drop(device);
-    // Mounting it counted the mount; nothing else changed.
-    let _ = before;
-    shell(&format!("cmp -n {} {image} {disk}", ROOT));
 }
 
 /// 10: a card of the same size is a few MB too small (rpi-imager#228 #769; bookworm-feedback#419;
@@ -232,7 +226,7 @@ fn c28_block_maps_are_made_used_and_never_trusted() {
     // One digit changed, and the map of another image.
     fs::write(&map, sound.replacen("</Range>", " </Range>", 1)).unwrap();
     let said = flash(&image);
-    said.complains(3, &[&map, "changed or damaged: fetch it again"]);
+    said.complains(4, &[&map, "changed or damaged: fetch it again"]);
     let other = scratch.path("other.img");
     fs::write(&other, noise(10 * MIB)).unwrap();
     fs::write(format!("{other}.bmap"), &sound).unwrap();
@@ -248,7 +242,7 @@ fn c29_the_final_size_can_be_chosen_and_limits_are_told() {
     let image = scratch.card("x.img");
     let target = scratch.blank("target", 200 * MIB);
     for (size, grown) in [
-        ("none", "-  good"),
+        ("none", "good"),
         ("100MiB", "ext4 to 105 MB"),
         ("max", "ext4 to 200 MB"),
     ] {

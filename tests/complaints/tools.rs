@@ -57,7 +57,7 @@ impl Scratch {
             .unwrap();
         shell(&format!(
             "printf 'label: dos\\nlabel-id: 0x1234abcd\\n{table}' | sfdisk -q {card}
-             mkfs.vfat -n BOOT --offset 2048 {card} 8192 >/dev/null
+             mkfs.vfat -n BOOT --offset 2048 {card} 4096 >/dev/null
              mkfs.ext4 -q -F -L rootfs -E offset={ROOT} -d {tree} {card} {root_mib}M
              printf 'write {fill} fill\\nwrite {tail} tail\\nrm fill\\n' |
                  debugfs -w -f - '{card}?offset={ROOT}' >/dev/null 2>&1
@@ -113,7 +113,7 @@ impl Said {
 }
 
 pub fn pishrink(words: &[&str]) -> Said {
-    said(Command::new(env!("CARGO_BIN_EXE_pishrink")).args(words))
+    outcome(Command::new(env!("CARGO_BIN_EXE_pishrink")).args(words))
 }
 
 /// Runs pishrink as somebody who may nothing.
@@ -121,10 +121,10 @@ pub fn pishrink_as_nobody(words: &[&str]) -> Said {
     let identity = ["--reuid=65534", "--regid=65534", "--clear-groups"];
     let mut command = Command::new("setpriv");
     command.args(identity).arg(env!("CARGO_BIN_EXE_pishrink"));
-    said(command.args(words))
+    outcome(command.args(words))
 }
 
-pub fn said(command: &mut Command) -> Said {
+pub fn outcome(command: &mut Command) -> Said {
     let output = command.stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
@@ -138,7 +138,7 @@ pub fn said(command: &mut Command) -> Said {
 /// Runs a line of shell that must succeed; returns what it printed.
 #[track_caller]
 pub fn shell(line: &str) -> String {
-    let done = said(Command::new("bash").args(["-eo", "pipefail", "-c", line]));
+    let done = outcome(Command::new("bash").args(["-eo", "pipefail", "-c", line]));
     assert_eq!(done.code, Some(0), "{line}: {}{}", done.out, done.err);
     done.out
 }
@@ -158,8 +158,8 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        let _ = said(Command::new("partx").args(["-d", &self.0]));
-        let _ = said(Command::new("losetup").args(["-d", &self.0]));
+        let _ = outcome(Command::new("partx").args(["-d", &self.0]));
+        let _ = outcome(Command::new("losetup").args(["-d", &self.0]));
     }
 }
 
@@ -194,7 +194,7 @@ impl BadCard {
 
 impl Drop for BadCard {
     fn drop(&mut self) {
-        let _ = said(Command::new("umount").args(["-l", &self.folder]));
+        let _ = outcome(Command::new("umount").args(["-l", &self.folder]));
         let _ = self.server.kill();
         let _ = self.server.wait();
     }

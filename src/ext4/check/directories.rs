@@ -17,8 +17,6 @@ use crate::units::{BlockNr, InodeNr};
 
 /// Encrypted names are at least one cipher block long.
 const ENCRYPTED_NAME_MIN: usize = 16;
-/// `s_flags`: names are hashed as unsigned bytes.
-const FLAGS_UNSIGNED_HASH: u32 = 2;
 
 /// One block of one directory.
 #[derive(Clone, Copy)]
@@ -62,7 +60,7 @@ impl Check<'_> {
                 }
             }
         }
-        let hasher = self.hasher();
+        let hasher = Hasher::of(&self.fs.superblock);
         for mut items in [firsts, others] {
             items.sort_unstable_by_key(|item| item.block);
             let (view, fs) = (self.view, self.fs);
@@ -85,13 +83,6 @@ impl Check<'_> {
             }
         }
         Ok(())
-    }
-
-    fn hasher(&self) -> Hasher {
-        const S_HASH_SEED: usize = 0xEC;
-        let superblock = &self.fs.superblock;
-        let seed = std::array::from_fn(|word| le32(superblock.bytes(), S_HASH_SEED + 4 * word));
-        Hasher::new(seed, superblock.s_flags() & FLAGS_UNSIGNED_HASH != 0)
     }
 
     fn directory_block(&mut self, item: Item, bytes: &[u8], hasher: &Hasher) {

@@ -19,7 +19,7 @@
 mod attributes;
 pub mod batch;
 mod directories;
-mod dirhash;
+pub mod dirhash;
 mod index;
 mod inodes;
 mod quota;

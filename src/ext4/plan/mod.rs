@@ -116,6 +116,10 @@ impl ResizePlan {
 /// Returns the largest valid size that is not above `blocks`: a last group too small for its own
 /// metadata is left away.
 pub fn valid_size(metadata: &Metadata, blocks: BlockNr) -> BlockNr {
+    if blocks <= metadata.fs.geometry.first_data_block {
+        // Not even a group: the plan says so.
+        return blocks;
+    }
     let mut blocks = blocks;
     loop {
         let geometry = new_geometry(metadata, blocks);
