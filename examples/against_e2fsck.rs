@@ -229,19 +229,7 @@ fn directory(
         dirs[dice.roll(dirs.len())]
     };
     let is_indexed = record.flags & INDEX_FL != 0;
-    let mut blocks = Vec::new();
-    for extent in meta.extents(record) {
-        for skip in 0..extent.len() {
-            let (logical, block) = (extent.logical + skip, extent.start + u64::from(skip));
-            let size = meta.fs.geometry.block_size as usize;
-            let bytes = image.read_vec_at(meta.fs.geometry.offset(block), size)?;
-            blocks.push(DirBlock {
-                logical,
-                block,
-                kind: dir::kind_of(&meta.fs, is_indexed, logical, &bytes),
-            });
-        }
-    }
+    let blocks = dir::blocks(&meta.fs, image, meta.extents(record), is_indexed)?;
     let index: Vec<_> = blocks
         .iter()
         .filter(|b| b.kind != BlockKind::Leaf)
@@ -325,14 +313,6 @@ fn xattr_block(
         bytes,
         text: format!("xattr block {block} {text}"),
     }))
-}
-
-/// A block of a directory.
-#[derive(Clone, Copy)]
-struct DirBlock {
-    logical: u32,
-    block: u64,
-    kind: BlockKind,
 }
 
 /// The resize inode's lists and the orphan file.

@@ -459,7 +459,7 @@ fn in_place_steps(
         && plan
             .files
             .iter()
-            .all(|file| metadata.inodes[file.index].number != journal);
+            .all(|file| file.record(metadata).number != journal);
     in_place::Change {
         fs: &fs,
         device,

@@ -182,7 +182,7 @@ mod tests {
             let fs = Super::read(&disk).unwrap().unwrap();
             let table = GroupTable::read(&fs, &disk).unwrap();
             let bitmap = fs.geometry.offset(table.groups[0].inode_bitmap());
-            disk.write_all_at(bitmap, &[0xFF & !(1 << 3)]).unwrap();
+            disk.write_all_at(bitmap, &[!(1 << 3)]).unwrap();
             let error = Ext4::open(&disk).unwrap_err().one_line();
             assert!(error.contains(text), "{error}");
         }
