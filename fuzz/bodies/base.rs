@@ -182,9 +182,15 @@ fn add_inode(
     let extents = metadata.extents(inode);
     if inode.is_dir() {
         let indexed = inode.flags & INDEX_FL != 0;
-        for found in dir::blocks(&metadata.fs, view, extents, indexed)? {
-            let what = What::Directory(number, found.block, found.kind);
-            places.push(whole(metadata, found.block, what));
+        for extent in extents {
+            for skip in 0..extent.len() {
+                let block = extent.start + u64::from(skip);
+                let geometry = &metadata.fs.geometry;
+                let len = geometry.block_size as usize;
+                let bytes = view.read_vec_at(geometry.offset(block), len)?;
+                let kind = dir::kind_of(&metadata.fs, indexed, extent.logical + skip, &bytes);
+                places.push(whole(metadata, block, What::Directory(number, block, kind)));
+            }
         }
     }
     let quota = [

@@ -3,7 +3,7 @@
 
 use pishrink::error::{Error, ErrorKind};
 use pishrink::ext4::{Ext4, Growth, Image, Target, owner};
-use pishrink::io::{RangeSet, ReadAt, is_zero};
+use pishrink::io::{Overlay, RangeSet, ReadAt, is_zero};
 
 use super::base::{Base, bases};
 use super::disk::{Disk, Input};
@@ -73,7 +73,7 @@ fn judge(disk: &mut Disk, input: &Input<'_>) {
     let resizable = ext.features_in_the_way().is_empty();
     if grows {
         match ext.grow(disk, disk.len()) {
-            Ok(growth) => grown(&growth, disk),
+            Ok(growth) => grown(&growth, disk, usize::from(input.amount)),
             Err(error) => may_refuse(&error, true),
         }
         return;
@@ -116,14 +116,22 @@ fn shrunk(image: &Image, disk: &Disk, resizable: bool) {
     }
 }
 
-fn grown(growth: &Growth, disk: &Disk) {
+fn grown(growth: &Growth, disk: &Disk, stop: usize) {
     assert!(growth.new_len <= disk.len() && growth.new_len >= growth.old_len);
-    let flat = growth.steps.flat(growth.new_len);
+    let flat = growth.steps.flat(disk.len());
     let view = flat.over(disk);
     let again = Ext4::open(&view).expect("what grew is sound");
     assert_eq!(again.findings.repairs(), [""; 0]);
     assert_eq!(again.total_bytes(), growth.new_len);
     tree::assert_same(disk, &view);
+    // Interrupted, it may need e2fsck, but shows no other files.
+    let count = growth.steps.iter().count().max(1);
+    let some = growth.steps.iter().take(stop % count);
+    let part = some.fold(Overlay::new(disk.len()), |part, step| part.then(step));
+    let view = part.over(disk);
+    if Ext4::open(&view).is_ok() {
+        tree::assert_same(disk, &view);
+    }
 }
 
 /// What a card need not hold is zeros.

@@ -23,9 +23,10 @@ type Tree = BTreeMap<Vec<u8>, String>;
 /// # Panics
 /// If anything differs.
 pub fn assert_same(source: &dyn ReadAt, made: &dyn ReadAt) {
-    let recovered = recovery(source).expect("it was recovered before");
-    let before = tree(&recovered.over(source)).expect("it was read before");
-    let after = tree(made).expect("what was made can be read");
+    let [before, after] = [source, made].map(|device| {
+        let recovered = recovery(device).expect("it was recovered before");
+        tree(&recovered.over(device)).expect("it was read before")
+    });
     for (path, was) in &before {
         let name = String::from_utf8_lossy(path);
         assert_eq!(Some(was), after.get(path), "{name}");
@@ -97,10 +98,14 @@ impl Reader<'_> {
             return Ok(names);
         }
         let indexed = record.flags & INDEX_FL != 0;
-        let extents = self.metadata.extents(record);
-        for found in dir::blocks(&self.metadata.fs, self.device, extents, indexed)? {
-            if found.kind != BlockKind::DxNode {
-                add(&self.block(found.block)?);
+        for extent in self.metadata.extents(record) {
+            for skip in 0..extent.len() {
+                let block = self.block(extent.start + u64::from(skip))?;
+                let fs = &self.metadata.fs;
+                let kind = dir::kind_of(fs, indexed, extent.logical + skip, &block);
+                if kind != BlockKind::DxNode {
+                    add(&block);
+                }
             }
         }
         Ok(names)

@@ -79,22 +79,22 @@ fn is_signed(sector: &Sector) -> bool {
     sector[510..] == [0x55, 0xAA]
 }
 
-/// Could a sector without a signature be an EBR all the same? Its entries then are in order and in
-/// the extended partition.
+/// Could a sector without a signature be an EBR all the same? One of the two entries that count
+/// then is in order and in the extended partition.
 fn names_partitions(sector: &Sector, lba: u64, container: Range<u64>) -> bool {
-    let entries: [Entry; 4] = std::array::from_fn(|slot| Entry::of(sector, slot));
-    let fits = |entry: &Entry| {
+    (0..2).map(|slot| Entry::of(sector, slot)).any(|entry| {
         let base = if entry.is_extended() {
             container.start
         } else {
             lba
         };
         let (start, end) = entry.extent(base);
-        start > lba && end <= container.end
-    };
-    let mut used = entries.iter().filter(|entry| entry.is_used()).peekable();
-    used.peek().is_some()
-        && used.all(|entry| entry.has_proper_flag() && entry.type_byte != 0 && fits(entry))
+        entry.is_used()
+            && entry.has_proper_flag()
+            && entry.type_byte != 0
+            && start > lba
+            && end <= container.end
+    })
 }
 
 pub(super) fn has_used_entry(sector: &Sector) -> bool {
