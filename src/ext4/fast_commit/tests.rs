@@ -224,7 +224,9 @@ fn the_scan_ends_where_the_kernel_ends_it() {
         area
     };
     type Damage = fn(&mut Vec<u8>);
-    let cases: &[(&str, Area, Damage, Result<(u32, usize), ErrorKind>)] = &[
+    // How many fast commits, and how many tags that change something.
+    type Outcome = Result<(u32, usize), ErrorKind>;
+    let cases: &[(&str, Area, Damage, Outcome)] = &[
         ("two", two(), |_| {}, Ok((2, 2))),
         ("none", two(), |b| put16(b, 0, PAD), Ok((0, 0))),
         (
