@@ -375,13 +375,15 @@ const HARMLESS: &[&str] = &[
     "Free inodes count wrong",
     "Directories count wrong",
     "Padding at end of",
-    "Fix? no",
     "could be narrower",
     "could be shorter",
     "bitmap does not match checksum",
     "group is marked BLOCK_UNINIT",
     "WARNING: Filesystem still has errors",
     "differences: ",
+    // More of the line before.
+    " +(",
+    " -(",
 ];
 
 enum Verdict {
@@ -404,7 +406,7 @@ fn e2fsck(path: &str) -> Verdict {
         .lines()
         .filter(|line| !line.trim().is_empty() && !HARMLESS.iter().any(|h| line.contains(h)))
         .filter(|line| !(line.contains(" files (") && line.contains(" blocks")))
-        .filter(|line| line.trim() != "IGNORED.")
+        .filter(|line| !matches!(line.trim(), "IGNORED." | "Fix? no"))
         .map(String::from)
         .collect();
     if text.contains("differences") || text.contains("count wrong") || text.contains("Padding") {
@@ -426,8 +428,9 @@ fn verdict(image: &Image) -> Result<Findings> {
             return Ok(findings);
         }
     };
-    if !metadata.fs.superblock.features_in_the_way().is_empty() {
-        findings.damaged("features in the way");
+    let unknown = metadata.fs.superblock.features_in_the_way();
+    if unknown.iter().any(|name| name.starts_with("FEATURE_")) {
+        findings.damaged("features that nobody knows");
     }
     if findings.is_sound() {
         findings.merge(check(image, &metadata)?);
@@ -467,7 +470,8 @@ fn run() -> Result<u64> {
             for _ in 0..8 {
                 dice.roll(2);
             }
-            let superblocks = image.read_vec_at(0, 256 << 10)?;
+            let start = image.len().min(256 << 10);
+            let superblocks = image.read_vec_at(0, start as usize)?;
             let Some(change) = mutate(&image, &meta, &mut dice)? else {
                 continue;
             };
