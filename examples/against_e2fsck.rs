@@ -229,19 +229,7 @@ fn directory(
         dirs[dice.roll(dirs.len())]
     };
     let is_indexed = record.flags & INDEX_FL != 0;
-    let mut blocks = Vec::new();
-    for extent in meta.extents(record) {
-        for skip in 0..extent.len() {
-            let (logical, block) = (extent.logical + skip, extent.start + u64::from(skip));
-            let size = meta.fs.geometry.block_size as usize;
-            let bytes = image.read_vec_at(meta.fs.geometry.offset(block), size)?;
-            blocks.push(DirBlock {
-                logical,
-                block,
-                kind: dir::kind_of(&meta.fs, is_indexed, logical, &bytes),
-            });
-        }
-    }
+    let blocks = dir::blocks(&meta.fs, image, meta.extents(record), is_indexed)?;
     let index: Vec<_> = blocks
         .iter()
         .filter(|b| b.kind != BlockKind::Leaf)
@@ -327,14 +315,6 @@ fn xattr_block(
     }))
 }
 
-/// A block of a directory.
-#[derive(Clone, Copy)]
-struct DirBlock {
-    logical: u32,
-    block: u64,
-    kind: BlockKind,
-}
-
 /// The resize inode's lists and the orphan file.
 fn own_files(
     image: &Image,
@@ -395,13 +375,15 @@ const HARMLESS: &[&str] = &[
     "Free inodes count wrong",
     "Directories count wrong",
     "Padding at end of",
-    "Fix? no",
     "could be narrower",
     "could be shorter",
     "bitmap does not match checksum",
     "group is marked BLOCK_UNINIT",
     "WARNING: Filesystem still has errors",
     "differences: ",
+    // More of the line before.
+    " +(",
+    " -(",
 ];
 
 enum Verdict {
@@ -424,7 +406,7 @@ fn e2fsck(path: &str) -> Verdict {
         .lines()
         .filter(|line| !line.trim().is_empty() && !HARMLESS.iter().any(|h| line.contains(h)))
         .filter(|line| !(line.contains(" files (") && line.contains(" blocks")))
-        .filter(|line| line.trim() != "IGNORED.")
+        .filter(|line| !matches!(line.trim(), "IGNORED." | "Fix? no"))
         .map(String::from)
         .collect();
     if text.contains("differences") || text.contains("count wrong") || text.contains("Padding") {
@@ -446,8 +428,9 @@ fn verdict(image: &Image) -> Result<Findings> {
             return Ok(findings);
         }
     };
-    if !metadata.fs.superblock.features_in_the_way().is_empty() {
-        findings.damaged("features in the way");
+    let unknown = metadata.fs.superblock.features_in_the_way();
+    if unknown.iter().any(|name| name.starts_with("FEATURE_")) {
+        findings.damaged("features that nobody knows");
     }
     if findings.is_sound() {
         findings.merge(check(image, &metadata)?);
@@ -487,7 +470,8 @@ fn run() -> Result<u64> {
             for _ in 0..8 {
                 dice.roll(2);
             }
-            let superblocks = image.read_vec_at(0, 256 << 10)?;
+            let start = image.len().min(256 << 10);
+            let superblocks = image.read_vec_at(0, start as usize)?;
             let Some(change) = mutate(&image, &meta, &mut dice)? else {
                 continue;
             };

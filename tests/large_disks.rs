@@ -70,10 +70,7 @@ fn grown(image: &Path, len: u64) -> (MemoryDisk, Growth) {
     disk.write_all_at(0, &std::fs::read(image).unwrap())
         .unwrap();
     let growth = Ext4::open(&disk).unwrap().grow(&disk, len).unwrap();
-    growth
-        .overlay
-        .commit(&disk, growth.last.clone(), &mut |_, _| Ok(()))
-        .unwrap();
+    growth.steps.commit(&disk, &mut |_, _| Ok(())).unwrap();
     (disk, growth)
 }
 

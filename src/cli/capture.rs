@@ -117,7 +117,8 @@ impl Opened {
             Some(paths) => paths.image.clone(),
             None => std::env::temp_dir().join(format!("pishrink-{}", std::process::id())),
         };
-        let unpacked = capture::unpack(path, &beside, &device::make_sparse, screen)?;
+        let unpacked = capture::unpack(path, &beside, &device::make_sparse, screen)
+            .map_err(|error| about(path, error))?;
         Ok(Self {
             file: Arc::new(device::open_source(unpacked.path(), options)?),
             _unpacked: Some(unpacked),
@@ -125,9 +126,9 @@ impl Opened {
     }
 }
 
-/// Names the source of an error that does not yet.
-pub(super) fn about(source: &Path, error: Error) -> Error {
-    let name = text_of(source);
+/// Names the file that an error is about, if the error does not yet.
+pub(super) fn about(file: &Path, error: Error) -> Error {
+    let name = text_of(file);
     match error.kind() {
         ErrorKind::Cancelled => error,
         _ if error.one_line().contains(&name) => error,

@@ -1,11 +1,13 @@
 //! `pishrink flash`: an image to one or several cards.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::args::{self, Flash};
+use super::capture::about;
 use super::card::{self, OpenCard, Permissions};
 use super::exit::Exit;
 use super::image::{Image, Wishes};
@@ -52,7 +54,7 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
     for card in cards {
         card::release(card, screen);
     }
-    let reports = reports?;
+    let reports = reports.map_err(|error| about(Path::new(&image.name), error))?;
     let seconds = begun.elapsed().as_secs_f64();
     let text = table(&targets, &reports, seconds);
     screen.result(&text, &object(&image, &targets, &reports, seconds));

@@ -14,7 +14,7 @@ use super::inode::{BAD_INO, EA_INODE_FL, INDEX_FL, INLINE_DATA_FL, Inode, RESIZE
 use super::map::{MapKind, build_pointers, build_tree};
 use super::metadata::{InodeRecord, Metadata};
 use super::orphan::QuotaDelta;
-use super::plan::{FilePlan, ResizePlan, parts};
+use super::plan::{ResizePlan, parts};
 use super::quota;
 use super::raw::put32;
 use super::superblock::{
@@ -64,6 +64,7 @@ pub fn emit(
         overlay: Overlay::new(plan.len()),
         groups: plan.groups.clone(),
         slots: BTreeMap::new(),
+        simple: Vec::new(),
         reader: SlotReader::default(),
         unstored: Vec::new(),
         quota_deltas: Vec::new(),
@@ -85,7 +86,7 @@ pub fn emit(
     emitter.journal()?;
     emitter.mmp()?;
     emitter.resize_inode()?;
-    emitter.slots();
+    emitter.slots()?;
     emitter.bitmaps();
     emitter.superblocks();
     Ok(emitter.finish())
@@ -135,6 +136,8 @@ struct Emitter<'a> {
     groups: Vec<GroupDesc>,
     /// Slots to write, by new number.
     slots: BTreeMap<InodeNr, Inode>,
+    /// Files whose slot needs no more than new places: new number, and index in the plan.
+    simple: Vec<(InodeNr, u32)>,
     reader: SlotReader,
     /// Blocks in use that need not be stored: (first, length).
     unstored: Vec<(BlockNr, u64)>,
@@ -301,32 +304,50 @@ impl Emitter<'_> {
         }
     }
 
-    /// Writes the inodes, trees and pointers of files whose blocks or numbers change.
+    /// Writes the inodes, trees and pointers of files whose blocks or numbers change. Those without
+    /// nodes, which may be millions, are left to [`slots`](Self::slots).
     fn files(&mut self) -> Result<()> {
-        for file in &self.plan.files {
-            let record = &self.metadata.inodes[file.index];
-            let number = self.plan.inode(record.number);
-            let block_size = self.plan.geometry.block_size;
-            let places: Vec<BlockNr> = file.nodes.iter().map(|node| node.block).collect();
-            let new_fs = self.new_fs.clone();
+        let plan = self.plan;
+        let journal = InodeNr(self.metadata.fs.superblock.s_journal_inum());
+        let new_fs = self.new_fs.clone();
+        for (index, file) in plan.files.iter().enumerate() {
+            let record = file.record(self.metadata);
+            let number = plan.inode(record.number);
+            let nodes = plan.nodes(file);
+            let simple = nodes.is_empty() && self.metadata.nodes(record).is_empty();
+            if simple && record.number != journal {
+                // OK: there are fewer files than 2^32.
+                self.simple.push((number, index as u32));
+                continue;
+            }
+            let extents = plan.extents(self.metadata, record);
+            let places: Vec<BlockNr> = nodes.iter().map(|node| node.block).collect();
             let slot = self.slot(record.number)?;
-            let nodes = match record.kind {
+            let blocks = match record.kind {
                 MapKind::Extents => build_tree(
                     &new_fs,
                     number,
                     record.generation,
-                    &file.extents,
+                    &extents,
                     &places,
                     slot.i_block_mut(),
                 ),
-                MapKind::Indirect => {
-                    build_pointers(block_size, &file.extents, &file.nodes, slot.i_block_mut())
-                }
+                MapKind::Indirect => build_pointers(
+                    plan.geometry.block_size,
+                    &extents,
+                    nodes,
+                    slot.i_block_mut(),
+                ),
                 MapKind::None => Vec::new(),
             };
-            let blocks = self.new_blocks_512(record, file);
-            let file_acl = self.plan.blocks.of(record.file_acl);
+            for (block, bytes) in blocks {
+                self.put_block(block, bytes);
+            }
+            let blocks = self.new_blocks_512(record, nodes.len());
             let slot = self.slot(record.number)?;
+            if record.file_acl != 0 {
+                slot.set_file_acl(&new_fs, plan.blocks.of(record.file_acl));
+            }
             if blocks != record.blocks_512 {
                 slot.set_blocks_512(&new_fs, blocks);
                 let delta = QuotaDelta {
@@ -340,22 +361,42 @@ impl Emitter<'_> {
                     self.quota_deltas.push(delta);
                 }
             }
-            let slot = self.slot(record.number)?;
-            if record.file_acl != 0 {
-                slot.set_file_acl(&new_fs, file_acl);
-            }
-            for (block, bytes) in nodes {
-                self.put_block(block, bytes);
-            }
         }
         Ok(())
     }
 
     /// `i_blocks` changes only by the number of tree nodes.
-    fn new_blocks_512(&self, record: &InodeRecord, file: &FilePlan) -> u64 {
+    fn new_blocks_512(&self, record: &InodeRecord, nodes: usize) -> u64 {
         let per_block = self.plan.geometry.block_size / 512;
         let old = self.metadata.nodes(record).len() as u64;
-        (record.blocks_512 + file.nodes.len() as u64 * per_block).saturating_sub(old * per_block)
+        (record.blocks_512 + nodes as u64 * per_block).saturating_sub(old * per_block)
+    }
+
+    /// Puts a simple file's new places into its slot.
+    fn patch_simple(&self, index: u32, slot: &mut Inode) {
+        let record = self.plan.files[index as usize].record(self.metadata);
+        let extents = self.plan.extents(self.metadata, record);
+        match record.kind {
+            // Without nodes there is but the root.
+            MapKind::Extents => {
+                build_tree(
+                    &self.new_fs,
+                    record.number,
+                    record.generation,
+                    &extents,
+                    &[],
+                    slot.i_block_mut(),
+                );
+            }
+            MapKind::Indirect => {
+                let block_size = self.plan.geometry.block_size;
+                build_pointers(block_size, &extents, &[], slot.i_block_mut());
+            }
+            MapKind::None => {}
+        }
+        if record.file_acl != 0 {
+            slot.set_file_acl(&self.new_fs, self.plan.blocks.of(record.file_acl));
+        }
     }
 
     /// Rewrites what names moved inodes: directories, and xattrs whose values lie in them.
@@ -609,12 +650,37 @@ impl Emitter<'_> {
     }
 
     /// Writes the slots, neighbours as one run.
-    fn slots(&mut self) {
+    fn slots(&mut self) -> Result<()> {
         const LONGEST: usize = 256 << 10;
         let geometry = &self.plan.geometry;
+        let mut simple = std::mem::take(&mut self.simple);
+        simple.sort_unstable();
+        let mut simple = simple.into_iter().peekable();
+        let mut others = std::mem::take(&mut self.slots).into_iter().peekable();
+        // What keeps its number and what does not are two ascending streams.
+        let mut readers = [SlotReader::default(), SlotReader::default()];
         let mut start = 0;
         let mut run: Vec<u8> = Vec::new();
-        for (number, mut slot) in std::mem::take(&mut self.slots) {
+        loop {
+            let next = simple.peek().map(|&(number, _)| number);
+            let other = others.peek().map(|&(number, _)| number);
+            let Some(number) = next.into_iter().chain(other).min() else {
+                break;
+            };
+            let known = others.next_if(|&(other, _)| other == number);
+            let simple = simple.next_if(|&(simple, _)| simple == number);
+            let mut slot = match (known, simple) {
+                (Some((_, slot)), _) => slot,
+                (None, Some((_, index))) => {
+                    let old = self.plan.files[index as usize].record(self.metadata).number;
+                    let reader = &mut readers[usize::from(old != number)];
+                    reader.slot(self.view, self.metadata, old)?
+                }
+                (None, None) => break,
+            };
+            if let Some((_, index)) = simple {
+                self.patch_simple(index, &mut slot);
+            }
             slot.update_checksum(&self.new_fs.checksums, number);
             let (group, index) = geometry.inode_place(number);
             let table = geometry.offset(self.groups[group as usize].inode_table());
@@ -626,6 +692,7 @@ impl Emitter<'_> {
             run.extend_from_slice(slot.bytes());
         }
         self.overlay.set_bytes(start, run);
+        Ok(())
     }
 
     /// Writes the bitmaps and sets their checksums in the descriptors.

@@ -446,8 +446,8 @@ impl Work<'_> {
         let mut files = std::mem::take(&mut self.files);
         let mut layouts = Vec::new();
         let mut needed = 0;
-        for (&number, file) in files.iter_mut().filter(|(_, file)| file.is_changed) {
-            if let Some(directory) = &file.directory {
+        for (&number, file) in &files {
+            if let Some(directory) = file.directory.as_ref().filter(|_| file.is_changed) {
                 let layout = directory.layout(self.fs)?;
                 needed += layout.count.saturating_sub(directory.places().len()) as u64;
                 // OK: a few nodes more than there can be over the blocks of a directory.
@@ -462,10 +462,7 @@ impl Work<'_> {
                 self.store_directory(file, layout, &mut room)?;
             }
         }
-        for file in files
-            .values_mut()
-            .filter(|file| file.is_changed || file.map.is_some())
-        {
+        for file in files.values_mut() {
             file.write_map(self.fs, &mut self.overlay, &mut || room.take())?;
             if file.is_changed {
                 self.settle(file);

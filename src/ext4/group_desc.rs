@@ -95,9 +95,9 @@ impl GroupDesc {
     pub fn encode(&self, fs: &Super, group: GroupNr, raw: &mut [u8]) {
         let len = raw.len().min(64);
         raw[..len].copy_from_slice(&self.0[..len]);
-        if let Some(checksum) = GroupDesc::checksum(fs, group, raw) {
-            raw[0x1E..0x20].copy_from_slice(&checksum.to_le_bytes());
-        }
+        // Without the features nobody reads it; a stale one would only mislead.
+        let checksum = GroupDesc::checksum(fs, group, raw).unwrap_or(0);
+        raw[0x1E..0x20].copy_from_slice(&checksum.to_le_bytes());
     }
 
     /// Computes what `bg_checksum` should be for this descriptor in `group`; `raw` is the whole

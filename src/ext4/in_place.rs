@@ -4,15 +4,18 @@
 //! ```text
 //! recovery     replayed blocks ─ empty the log ─ superblock
 //! transaction  unused blocks, the log's copies ─ superblock: needs_recovery ─ log counts
-//!              ─ the blocks' own places ─ superblock ─ empty the log ─ superblock: clean
+//!              ─ descriptors ─ superblock: new size ─ the other blocks' own places
+//!              ─ empty the log ─ superblock: clean
 //! ```
 //! Each dash is a sync. What the old filesystem does not use is written first. All else goes through
 //! the filesystem's own journal as one transaction: until the log's superblock names it, the old
 //! filesystem is there; from then on every mount, e2fsck and this program replay it to the new one.
 //!
 //! Decisions
-//! - The superblock of the new size is written after everything that it leads to: the kernel reads
-//!   the group descriptors before it replays the journal.
+//! - The superblock of the new size is written after the descriptors, which the kernel reads before
+//!   it replays the journal, and before everything else: a kernel that finds the new size in the
+//!   journal only takes over what is in it, but goes by the old number of groups until the next
+//!   mount, as it does when its own online resize is interrupted.
 //! - Copies of superblock and descriptors are not in the transaction, since nobody reads them.
 //! - A superblock is taken for a unit that is written whole or not at all, as the kernel takes it.
 //! - A change that moves what the kernel needs to find the journal does not go through it.
@@ -192,10 +195,14 @@ impl Change<'_> {
         for (offset, bytes) in transaction.log {
             prepared.set_bytes(offset, bytes);
         }
+        let mut table = Overlay::new(len);
         let mut places = sorted.copies.clone();
+        let descriptors = self.descriptors();
         for (block, bytes) in blocks {
-            // Nothing else in the superblock's block changes.
-            if block != SUPERBLOCK.start / size {
+            if descriptors.contains(&block) {
+                table.set_bytes(block * size, bytes);
+            } else if block != SUPERBLOCK.start / size {
+                // Nothing else in the superblock's block changes.
                 places.set_bytes(block * size, bytes);
             }
         }
@@ -203,11 +210,18 @@ impl Change<'_> {
         steps.push(prepared);
         steps.push_bytes(len, SUPERBLOCK.start, &recovering(&sorted.old));
         steps.push_bytes(len, transaction.superblock_at, &transaction.started);
-        steps.push(places);
+        steps.push(table);
         steps.push_bytes(len, SUPERBLOCK.start, &new);
+        steps.push(places);
         steps.push_bytes(len, transaction.superblock_at, &transaction.emptied);
         steps.push_bytes(len, SUPERBLOCK.start, sorted.new.bytes());
         Ok(Some(steps))
+    }
+
+    /// Returns the blocks of the new descriptor table.
+    fn descriptors(&self) -> Range<BlockNr> {
+        let first = self.geometry.super_start(0) + 1;
+        first..first + self.geometry.desc_blocks
     }
 
     fn without_journal(&self, sorted: Sorted) -> Steps {
@@ -227,8 +241,7 @@ impl Change<'_> {
             .iter()
             .map(|group| group.block_bitmap())
             .collect();
-        let first = geometry.super_start(0) + 1;
-        let descriptors = first..first + self.geometry.desc_blocks;
+        let descriptors = self.descriptors();
         let [mut used, mut table, mut freed] = [(); 3].map(|()| Overlay::new(len));
         for (block, bytes) in sorted.counting {
             if block == SUPERBLOCK.start / size {

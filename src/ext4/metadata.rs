@@ -14,7 +14,7 @@ use super::map::{Extent, MapError, MapKind, Node, read_map};
 use super::raw::le32;
 use super::superblock::{
     COMPAT_HAS_JOURNAL, COMPAT_RESIZE_INODE, INCOMPAT_EXTENTS, INCOMPAT_FLEX_BG, INCOMPAT_MMP,
-    Super,
+    OS_HURD, Super,
 };
 use crate::error::{Error, Result};
 use crate::io::ReadAt;
@@ -285,6 +285,10 @@ impl Metadata {
         if !inode.checksum_matches(&self.fs.checksums, number) {
             findings.damaged(format!("inode {number}: its checksum does not match"));
             return Ok(());
+        }
+        // There, this field names a block of its own.
+        if self.fs.superblock.s_creator_os() == OS_HURD && inode.i_version() != 0 {
+            return Err(Error::unsupported("ext2 of the Hurd with translators"));
         }
         let mut record = InodeRecord {
             number,

@@ -79,8 +79,8 @@ enum Contents {
     /// Only which bytes the bitmaps mark as used.
     Bitmaps {
         used: RangeSet,
-        /// The journal's old contents.
-        journal: Vec<Range<u64>>,
+        /// In use, but without meaning: the journal's old contents, slots that no inode uses.
+        blank: Vec<Range<u64>>,
     },
 }
 
@@ -183,16 +183,12 @@ impl Ext4 {
         let contents = if bitmaps(&fs.superblock) {
             let table = GroupTable::read(&fs, &view)?;
             let used = usage::used_bytes(&fs, &table, &view, &mut findings)?;
-            let journal = if findings.is_sound() {
-                // Unreadable, they are taken along like everything else.
-                match usage::journal_contents(&fs, &table, &view) {
-                    Err(error) if error.kind() == ErrorKind::Io => Vec::new(),
-                    other => other?,
-                }
+            let blank = if findings.is_sound() {
+                blank_bytes(&fs, &table, &view)?
             } else {
                 Vec::new()
             };
-            Contents::Bitmaps { used, journal }
+            Contents::Bitmaps { used, blank }
         } else {
             let metadata = Metadata::read(&view, &mut findings)?;
             let edits = quota::apply(&metadata, &view, &quota_deltas)?;
@@ -265,8 +261,8 @@ impl Ext4 {
     pub fn image(&self, device: &dyn ReadAt, target: Target) -> Result<Image> {
         let metadata = match &self.contents {
             Contents::Known(metadata) => metadata,
-            Contents::Bitmaps { used, journal } => {
-                return self.image_of_bitmaps(used, journal, target);
+            Contents::Bitmaps { used, blank } => {
+                return self.image_of_bitmaps(used, blank, target);
             }
         };
         let plan = match target {
@@ -320,7 +316,7 @@ impl Ext4 {
     fn image_of_bitmaps(
         &self,
         used: &RangeSet,
-        journal: &[Range<u64>],
+        blank: &[Range<u64>],
         target: Target,
     ) -> Result<Image> {
         if target != Target::Keep {
@@ -329,7 +325,7 @@ impl Ext4 {
         let len = self.total_bytes();
         let mut overlay = self.overlay.clone();
         overlay.set_len(len);
-        for gap in used.gaps(0..len).into_iter().chain(journal.iter().cloned()) {
+        for gap in used.gaps(0..len).into_iter().chain(blank.iter().cloned()) {
             overlay.set_zero(gap);
         }
         Ok(Image {
@@ -459,7 +455,7 @@ fn in_place_steps(
         && plan
             .files
             .iter()
-            .all(|file| metadata.inodes[file.index].number != journal);
+            .all(|file| file.record(metadata).number != journal);
     in_place::Change {
         fs: &fs,
         device,
@@ -469,6 +465,23 @@ fn in_place_steps(
         roots_stay,
     }
     .steps()
+}
+
+/// Returns what a filesystem that is known by its bitmaps alone holds without meaning.
+fn blank_bytes(fs: &Super, table: &GroupTable, view: &dyn ReadAt) -> Result<Vec<Range<u64>>> {
+    let mut blank = Vec::new();
+    for found in [
+        usage::journal_contents(fs, table, view),
+        usage::unused_slots(fs, table, view),
+    ] {
+        match found {
+            Ok(ranges) => blank.extend(ranges),
+            // Unreadable, they are taken along like everything else.
+            Err(error) if error.kind() == ErrorKind::Io => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(blank)
 }
 
 /// Must the bitmaps alone be trusted, because the ownership of blocks follows other rules?

@@ -18,6 +18,9 @@ pub const SUPERBLOCK_SIZE: usize = 1024;
 /// `s_magic`.
 pub const MAGIC: u16 = 0xEF53;
 
+/// `s_creator_os` of the Hurd, which uses some of the inodes' fields for something else.
+pub const OS_HURD: u32 = 1;
+
 pub const STATE_VALID: u16 = 1;
 pub const STATE_ERRORS: u16 = 2;
 pub const STATE_ORPHAN_RECOVERY: u16 = 4;

@@ -122,6 +122,40 @@ fn check_inode_bitmap(
     }
 }
 
+/// Returns the slots behind the last inode in use of each group: they have to be in the image, as
+/// zeros.
+///
+/// # Errors
+/// What the device fails with.
+pub fn unused_slots(
+    fs: &Super,
+    table: &GroupTable,
+    device: &dyn ReadAt,
+) -> Result<Vec<Range<u64>>> {
+    let geometry = &fs.geometry;
+    let per_group = u64::from(geometry.inodes_per_group);
+    let mut unused = Vec::new();
+    if !fs.superblock.has_group_checksums() {
+        return Ok(unused);
+    }
+    for desc in &table.groups {
+        // Two witnesses: what the descriptor calls unused must be free in the bitmap as well.
+        let mut in_use = per_group.saturating_sub(u64::from(desc.itable_unused()));
+        if !desc.has_flag(INODE_UNINIT) {
+            let size = geometry.block_size as usize;
+            let bitmap = device.read_vec_at(geometry.offset(desc.inode_bitmap()), size)?;
+            let last = (0..per_group).rev().find(|&index| bit(&bitmap, index));
+            in_use = in_use.max(last.map_or(0, |last| last + 1));
+        } else if u64::from(desc.free_inodes()) != per_group {
+            continue;
+        }
+        let start = geometry.offset(desc.inode_table());
+        let end = start + geometry.offset(geometry.itable_blocks);
+        unused.push(start + in_use * geometry.inode_size..end);
+    }
+    Ok(unused)
+}
+
 /// Returns where the journal's old contents lie: all of the journal but its superblock. Empty if
 /// there is no journal inside, or it cannot be read.
 ///
@@ -182,7 +216,7 @@ mod tests {
             let fs = Super::read(&disk).unwrap().unwrap();
             let table = GroupTable::read(&fs, &disk).unwrap();
             let bitmap = fs.geometry.offset(table.groups[0].inode_bitmap());
-            disk.write_all_at(bitmap, &[0xFF & !(1 << 3)]).unwrap();
+            disk.write_all_at(bitmap, &[!(1 << 3)]).unwrap();
             let error = Ext4::open(&disk).unwrap_err().one_line();
             assert!(error.contains(text), "{error}");
         }

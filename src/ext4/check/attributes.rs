@@ -131,12 +131,14 @@ impl Check<'_> {
                     summary.ea_inodes += 1;
                 }
             }
-            if matches!(owner, Owner::Block(_)) && xattr.name_index == 0 {
-                self.attribute_damaged(owner, "an attribute has no kind of name");
-            }
-            // Even where there is no value.
-            if area.base + usize::from(le16(bytes, xattr.offset + 2)) > bytes.len() {
-                self.attribute_damaged(owner, "an attribute's value goes past the end");
+            if matches!(owner, Owner::Block(_)) {
+                if xattr.name_index == 0 {
+                    self.attribute_damaged(owner, "an attribute has no kind of name");
+                }
+                // Even where there is no value.
+                if area.base + usize::from(le16(bytes, xattr.offset + 2)) > bytes.len() {
+                    self.attribute_damaged(owner, "an attribute's value goes past the end");
+                }
             }
         }
         taken.push(end..end + 4);

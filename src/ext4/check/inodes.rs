@@ -12,7 +12,8 @@ use super::super::raw::{le16, le32};
 use super::super::superblock::{
     COMPAT_DIR_INDEX, COMPAT_HAS_JOURNAL, COMPAT_IMAGIC_INODES, COMPAT_ORPHAN_FILE,
     COMPAT_RESIZE_INODE, INCOMPAT_64BIT, INCOMPAT_CASEFOLD, INCOMPAT_EXTENTS, INCOMPAT_INLINE_DATA,
-    INCOMPAT_LARGEDIR, RO_COMPAT_HUGE_FILE, RO_COMPAT_LARGE_FILE, RO_COMPAT_QUOTA, Superblock,
+    INCOMPAT_LARGEDIR, OS_HURD, RO_COMPAT_HUGE_FILE, RO_COMPAT_LARGE_FILE, RO_COMPAT_QUOTA,
+    Superblock,
 };
 use super::super::xattr;
 use super::Check;
@@ -23,8 +24,6 @@ use crate::units::InodeNr;
 const IMMUTABLE_FL: u32 = 0x10;
 const APPEND_FL: u32 = 0x20;
 pub(super) const IMAGIC_FL: u32 = 0x2000;
-/// `s_creator_os` of the Hurd, which uses some fields for something else.
-const OS_HURD: u32 = 1;
 /// The size from which a file needs `large_file`.
 const LARGE_FILE: u64 = 1 << 31;
 /// Bytes of inode table read at a time.
@@ -128,6 +127,7 @@ impl Check<'_> {
                 || inode.blocks_512(self.fs) != 0
                 || inode.file_acl(self.fs) != 0
                 || used_elsewhere && le32(inode.i_block(), 0) != 0
+                || inode.size() > largest_with_pointers(self.fs.geometry.block_size)
                 || inode.has_flag(CASEFOLD_FL | INLINE_DATA_FL | EXTENTS_FL | INDEX_FL)
                 || low_dtime
                 || bad_checksum
@@ -181,7 +181,9 @@ impl Check<'_> {
         let superblock = &self.fs.superblock;
         let has = |flag: u32| record.flags & flag != 0;
         let dir = record.is_dir();
-        let linux = superblock.s_creator_os() != OS_HURD;
+        // Neither the kernel nor e2fsck looks at these fields in the filesystem's own files.
+        let ordinary = !role.is_internal();
+        let linux = ordinary && superblock.s_creator_os() != OS_HURD;
         let extents_known = superblock.has_incompat(INCOMPAT_EXTENTS);
         let looks_like_extents = !has(EXTENTS_FL)
             && extents_known
@@ -210,7 +212,7 @@ impl Check<'_> {
                 "has the extents flag without the feature",
             ),
             (looks_like_extents, "has extents without the flag"),
-            (le32(inode.bytes(), 0x70) != 0, "has an i_faddr"),
+            (ordinary && le32(inode.bytes(), 0x70) != 0, "has an i_faddr"),
             (
                 dir && inode.i_size_high() != 0 && !superblock.has_incompat(INCOMPAT_LARGEDIR),
                 "is a directory of more than 4 GiB",
@@ -226,7 +228,7 @@ impl Check<'_> {
                 "has a high half of its block count without huge_file",
             ),
             (
-                has(IMAGIC_FL) && !superblock.has_compat(COMPAT_IMAGIC_INODES),
+                ordinary && has(IMAGIC_FL) && !superblock.has_compat(COMPAT_IMAGIC_INODES),
                 "has the imagic flag",
             ),
             (

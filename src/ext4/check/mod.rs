@@ -38,7 +38,8 @@ use super::findings::Findings;
 use super::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
 use super::metadata::{InodeRecord, Metadata};
 use super::superblock::{
-    COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, RO_COMPAT_BIGALLOC, Super,
+    COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, INCOMPAT_CASEFOLD,
+    RO_COMPAT_BIGALLOC, Super,
 };
 use crate::error::Result;
 use crate::io::ReadAt;
@@ -172,6 +173,8 @@ impl<'a> Check<'a> {
     /// Features and numbers of the superblock that contradict each other.
     fn superblock(&mut self) {
         const S_JOURNAL_UUID: std::ops::Range<usize> = 0xD0..0xE0;
+        /// The only `s_encoding` there is: Unicode 12.1.
+        const UTF8_12_1: u16 = 1;
         let superblock = &self.fs.superblock;
         let journal = superblock.has_compat(COMPAT_HAS_JOURNAL);
         let resize = superblock.has_compat(COMPAT_RESIZE_INODE);
@@ -181,7 +184,7 @@ impl<'a> Check<'a> {
         let bigalloc = superblock.has_ro_compat(RO_COMPAT_BIGALLOC);
         let contradictions = [
             (
-                !journal && (internal || external || superblock.s_journal_dev() != 0),
+                !journal && (internal || external),
                 "names a journal, but lacks has_journal",
             ),
             (journal && internal && external, "names two journals"),
@@ -203,6 +206,10 @@ impl<'a> Check<'a> {
                         .inode(InodeNr(superblock.s_orphan_file_inum()))
                         .is_none(),
                 "names an orphan file that is not in use",
+            ),
+            (
+                superblock.has_incompat(INCOMPAT_CASEFOLD) && superblock.s_encoding() != UTF8_12_1,
+                "names an encoding of names that is unknown",
             ),
             (
                 superblock.r_blocks_count() > superblock.blocks_count() / 2,

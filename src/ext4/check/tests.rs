@@ -147,6 +147,7 @@ fn fields_of_inodes() {
             (&["ssv r_blocks_count 9000"], "more than half"),
             (&["ssv journal_inum 0"], "names no journal"),
             (&["ssv orphan_file_inum 12"], "filesystem's own inodes"),
+            (&["ssv encoding 9", "feature casefold"], "names an encoding"),
             (
                 &["ssv journal_uuid 12345678-1234-1234-1234-123456789abc"],
                 "two journals",

@@ -399,6 +399,25 @@ impl Model {
         );
     }
 
+    /// So does the kernel: it mounts the card, finds the files, and writes to it; e2fsck finds
+    /// nothing afterwards.
+    fn judge_by_kernel(&self, name: &str, disk: &dyn ReadAt, bytes_to_write: usize) {
+        let range = self.partition(name, disk);
+        let bytes = disk.read_vec_at(range.start, range.len() as usize).unwrap();
+        let (image, folder) = (Scratch::file(&bytes), Scratch::folder());
+        let path = image.as_ref().to_str().unwrap();
+        folder.run("mount", &["-o", "loop", path]);
+        for n in 0..20 {
+            let file = fs::read(folder.as_ref().join(format!("file{n}")));
+            assert_eq!(file.unwrap().len(), 3000 + 977 * n, "{name}");
+        }
+        let written = fs::write(folder.as_ref().join("new"), noise(3, bytes_to_write));
+        folder.run("umount", &[]);
+        written.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (code, text) = image.ask("e2fsck", &["-fn"]);
+        assert_eq!(code, 0, "{name}, after a mount: {text}");
+    }
+
     fn files_before(&self) -> Vec<u8> {
         let disk = MemoryDisk::from(self.base.clone());
         let range = self.partition(self.name, &disk);
@@ -430,7 +449,9 @@ fn an_expansion_cut_off_anywhere_leaves_the_old_or_the_new_filesystem() {
             }
             count += 1;
         });
-        model.judge_by_e2fsck(case.name, &finished(&case));
+        let done = finished(&case);
+        model.judge_by_e2fsck(case.name, &done);
+        model.judge_by_kernel(case.name, &done, 5 << 20);
     }
 }
 
@@ -463,9 +484,12 @@ fn e2fsck_judges_every_cut() {
     for case in cases() {
         let model = Model::new(&case);
         let mut count = 0;
-        model.cuts(60, &mut |name, disk| {
+        model.cuts(20, &mut |name, disk| {
             model.judge(name, disk);
             model.judge_by_e2fsck(name, disk);
+            if model.journaled && count % 5 == 0 {
+                model.judge_by_kernel(name, disk, 100_000);
+            }
             count += 1;
         });
         println!("{}: {count} cuts", case.name);
