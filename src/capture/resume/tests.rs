@@ -101,7 +101,7 @@ fn what_was_lost_is_filled_in_when_it_can_be_read() {
     let paths = ImagePaths::new(folder.as_ref().join("x.img"));
     let lost = |captured: Captured| captured.rescued.map(|rescued| rescued.unreadable_bytes);
     // Not asked to keep anything: what is lost can be filled in all the same.
-    let failing = card.failing(&[bad.clone()]);
+    let failing = card.failing(std::slice::from_ref(&bad));
     let planned = plan(&failing, &small(), &Silent).unwrap();
     let captured =
         crate::capture::capture_to_file(&planned, &failing, &paths, &options(), false, &Silent);
