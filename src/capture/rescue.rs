@@ -162,6 +162,8 @@ impl<'a> Rescue<'a> {
         let mut sector = [0; SECTOR as usize];
         let part = &mut sector[..len.min(SECTOR) as usize];
         let mut failure = None;
+        // What was read before would answer for a card that has gone.
+        self.source.forget_cached();
         for place in places {
             match self.source.read_exact_at(place, part) {
                 Ok(()) => return Ok(()),

@@ -28,7 +28,7 @@ use crate::progress::Progress;
 ///
 /// # Errors
 /// `Refused` if what is there is complete or belongs to another plan, `Usage` unless the image is
-/// raw; else as [`run`](super::run).
+/// raw; else as `run`.
 pub fn capture_resuming(
     plan: &CapturePlan,
     source: &dyn ReadAt,

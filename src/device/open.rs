@@ -124,6 +124,11 @@ impl ReadAt for SourceFile {
         self.disk.len()
     }
 
+    fn forget_cached(&self) {
+        // Without the right to do it, reading still works.
+        let _ = os::drop_cache(&self.disk.inner().file, self.info.is_some());
+    }
+
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.disk.read_exact_at(offset, buf)
     }

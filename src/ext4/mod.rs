@@ -115,7 +115,7 @@ pub struct Image {
 #[derive(Clone, Debug)]
 pub struct Growth {
     /// Only what changes, over the device. Whatever interrupts them, the old filesystem is there
-    /// or the new one, see [`in_place`].
+    /// or the new one: see in_place.rs.
     pub steps: Steps,
     pub old_len: u64,
     pub new_len: u64,

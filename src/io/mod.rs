@@ -31,6 +31,9 @@ pub trait ReadAt: Send + Sync {
         self.len() == 0
     }
 
+    /// Makes the system forget what it cached, as far as it can: the next reads ask the medium.
+    fn forget_cached(&self) {}
+
     /// Reads `len` bytes at `offset` into a new buffer. `len` must have been bounded by the caller.
     fn read_vec_at(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
         check_range(self.len(), offset, len as u64)?;
@@ -55,6 +58,9 @@ impl<T: ReadAt + ?Sized> ReadAt for &T {
     }
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         (**self).read_exact_at(offset, buf)
+    }
+    fn forget_cached(&self) {
+        (**self).forget_cached();
     }
 }
 
