@@ -19,12 +19,12 @@ fn run(path: &str, journal_only: bool) -> Result<()> {
     let fs = Super::read(&image)?.ok_or_else(|| Error::usage("no ext4 filesystem"))?;
     let replayed = replay(&fs, &image)?;
     print!(
-        "needed={} transactions={} blocks={}",
-        replayed.needed, replayed.transactions, replayed.blocks
+        "needed={} transactions={} blocks={} fast_commits={}",
+        replayed.needed, replayed.transactions, replayed.blocks, replayed.fast_commits
     );
     if journal_only {
         println!();
-        return replayed.overlay.commit(&image, 0..0, &mut |_, _| Ok(()));
+        return replayed.overlay.commit(&image, &mut |_, _| Ok(()));
     }
     let view = replayed.overlay.over(&image);
     let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext4 after replay"))?;
@@ -34,7 +34,7 @@ fn run(path: &str, journal_only: bool) -> Result<()> {
         orphans.deleted, orphans.truncated
     );
     let flat = replayed.overlay.then(&orphans.overlay);
-    flat.commit(&image, 0..0, &mut |_, _| Ok(()))
+    flat.commit(&image, &mut |_, _| Ok(()))
 }
 
 fn main() -> ExitCode {

@@ -123,16 +123,21 @@ impl Error {
         self.source.as_ref()?.downcast_ref()
     }
 
-    /// Returns context and all causes in one line, without the hint.
+    /// Returns context and all causes in one line, without the hint; control characters, which
+    /// may come from a medium, are replaced.
     pub fn one_line(&self) -> String {
         let mut line = self.context.clone();
         let mut cause = self.source();
         while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
+            let text = error.to_string();
+            // Some errors of others repeat their cause.
+            if !line.ends_with(&text) {
+                line.push_str(": ");
+                line.push_str(&text);
+            }
             cause = error.source();
         }
-        line
+        line.replace(char::is_control, "\u{fffd}")
     }
 }
 
@@ -161,5 +166,19 @@ impl From<Error> for io::Error {
             io::Error::kind,
         );
         io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_is_one_line() {
+        let cause = Error::unsound("not \"a\nb\u{1b}[2J\"");
+        let error = Error::unsound("the map").with_source(cause);
+        assert_eq!(error.one_line(), "the map: not \"a\u{fffd}b\u{fffd}[2J\"");
+        let twice = Error::unsound("no map: too long").with_source(Error::unsound("too long"));
+        assert_eq!(twice.one_line(), "no map: too long");
     }
 }

@@ -52,5 +52,7 @@ pub mod io;
 pub mod partition;
 pub mod pipeline;
 pub mod progress;
+#[cfg(test)]
+mod scratch;
 pub mod units;
 pub mod volume;

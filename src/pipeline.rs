@@ -1,5 +1,6 @@
-//! The only place that starts threads: one producer, several stages that see every item in order.
+//! The only place that starts threads (the packers of `codec` apart, which have pools of their own).
 //!
+//! [`fan_out`] is for one producer and several stages that see every item in order:
 //! ```text
 //!            ┌─► stage (hash)    ─┐
 //! fill ──────┼─► stage (encode)  ─┼──► back to fill, to be filled again
@@ -7,8 +8,15 @@
 //! ```
 //! The number of items is what the caller gives, so memory is bounded, and the slowest stage sets
 //! the pace. The first error, wherever it happens, ends all of it, and is what the caller gets;
-//! a panic becomes an error. A stage that should not stop the others (one card of several)
-//! remembers its failure and returns `Ok`.
+//! a panic becomes an error.
+//!
+//! [`together`] with [`Queue`]s between the jobs is for what that cannot be: flash has several writers
+//! for each card, which take cells in whatever order the card answers, and a card that hangs must lose
+//! its turn instead of setting the pace for the others.
+
+mod queue;
+
+pub use queue::Queue;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +28,23 @@ use crate::error::{Error, Result};
 
 /// What one thread does with each item, in the order in which they were filled.
 pub type Stage<'env, T> = Box<dyn FnMut(&T) -> Result<()> + Send + 'env>;
+
+/// Work for a thread of its own.
+pub type Job<'env> = Box<dyn FnOnce() + Send + 'env>;
+
+/// Runs each job on a thread of its own and `work` on this one. Returns what `work` returned when all of
+/// them have ended.
+///
+/// # Panics
+/// If a job panics, when all have ended. A job that others wait for is to be [`guarded`].
+pub fn together<'env, T>(jobs: impl IntoIterator<Item = Job<'env>>, work: impl FnOnce() -> T) -> T {
+    thread::scope(|scope| {
+        for job in jobs {
+            scope.spawn(job);
+        }
+        work()
+    })
+}
 
 /// Fills `items` over and over, each one when all stages are done with it, until `fill` returns
 /// false, and gives each to every stage. `fill` runs on this thread, each stage on its own.
@@ -99,7 +124,11 @@ fn serve<T>(
     Ok(())
 }
 
-fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
+/// Runs `work`; a panic in it becomes an error, so that it can still be told to those who wait for it.
+///
+/// # Errors
+/// That of `work`, `Internal` if it panics.
+pub fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(Error::internal(format!(
             "a thread panicked: {}",
@@ -189,6 +218,29 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Cancelled);
+    }
+
+    #[test]
+    fn jobs_and_work_run_at_the_same_time() {
+        let (there, back) = (Queue::new(1), Queue::new(1));
+        let jobs: Vec<Job> = vec![
+            Box::new(|| {
+                while let Some(number) = there.pop() {
+                    assert!(back.push(number * 2));
+                }
+                back.close();
+            }),
+            Box::new(|| {
+                assert!((1..100_u32).all(|number| there.push(number)));
+                there.close();
+            }),
+        ];
+        let sum = together(jobs, || std::iter::from_fn(|| back.pop()).sum::<u32>());
+        assert_eq!(sum, 9900);
+        let panics = || -> Result<()> { panic!("in there") };
+        let error = guarded(panics).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert!(error.one_line().contains("in there"));
     }
 
     #[test]

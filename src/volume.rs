@@ -87,6 +87,7 @@ pub struct ExtFacts {
     pub new_total: u64,
     pub new_free: u64,
     pub transactions_replayed: u32,
+    pub fast_commits_replayed: u32,
     pub orphans_deleted: u32,
     pub orphans_truncated: u32,
     pub repairs: Vec<String>,
@@ -326,6 +327,7 @@ fn sized_content(
     let Recovery {
         journal_was_dirty,
         transactions,
+        fast_commits,
         orphans_deleted,
         orphans_truncated,
         ..
@@ -341,6 +343,7 @@ fn sized_content(
             new_total,
             new_free: image.free_bytes,
             transactions_replayed: transactions,
+            fast_commits_replayed: fast_commits,
             orphans_deleted,
             orphans_truncated,
             repairs: ext.findings.repairs().to_vec(),

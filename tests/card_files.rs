@@ -1,8 +1,11 @@
 //! Files that stand for cards, and what is neither file nor device: on every system, also under wine and
 //! qemu (scripts/run-foreign).
 
+#[path = "../src/scratch.rs"]
+mod scratch;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use pishrink::device::{
     self, SourceOptions, Target, TargetOptions, create_card_file, is_same_file, open_source,
@@ -10,38 +13,20 @@ use pishrink::device::{
 };
 use pishrink::error::ErrorKind;
 use pishrink::io::{ReadAt, WriteAt};
-
-/// A folder of the test's own.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let name = format!("pishrink-cards-{}-{name}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use scratch::Scratch;
 
 #[test]
 fn a_card_file_is_created_sparse_and_never_over_another() {
     let scratch = Scratch::new("create");
     for size in [0, 1, 513] {
-        let error = create_card_file(&scratch.0.join("odd"), size).unwrap_err();
+        let error = create_card_file(&scratch.path("odd"), size).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
     }
-    let path = scratch.0.join("card.img");
-    let before = device::free_space(&scratch.0).unwrap();
+    let path = scratch.path("card.img");
+    let before = device::free_space(scratch.folder()).unwrap();
     create_card_file(&path, 8_000_000_000).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), 8_000_000_000);
-    let after = device::free_space(&scratch.0).unwrap();
+    let after = device::free_space(scratch.folder()).unwrap();
     assert!(
         after > before.saturating_sub(4_000_000_000),
         "{before} {after}"
@@ -58,7 +43,7 @@ fn a_card_file_is_created_sparse_and_never_over_another() {
 fn a_card_file_is_written_exactly_and_by_one_only() {
     const LEN: usize = 4 << 20;
     let scratch = Scratch::new("write");
-    let path = scratch.0.join("card.img");
+    let path = scratch.path("card.img");
     create_card_file(&path, LEN as u64).unwrap();
     let target = resolve_target(&path).unwrap();
     assert_eq!(target, Target::File(path.clone()));
@@ -99,7 +84,7 @@ fn a_card_file_is_written_exactly_and_by_one_only() {
 fn odd_and_empty_files() {
     let scratch = Scratch::new("odd");
     // A tail that direct I/O cannot write: written all the same, and told where it matters.
-    let odd = scratch.0.join("odd.img");
+    let odd = scratch.path("odd.img");
     fs::write(&odd, vec![1; 5000]).unwrap();
     let open = open_target(&Target::File(odd.clone()), &TargetOptions::default()).unwrap();
     assert_eq!(
@@ -116,7 +101,7 @@ fn odd_and_empty_files() {
         [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     );
 
-    let empty = scratch.0.join("empty");
+    let empty = scratch.path("empty");
     fs::write(&empty, "").unwrap();
     let error = open_target(&Target::File(empty), &TargetOptions::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace);
@@ -125,11 +110,11 @@ fn odd_and_empty_files() {
 #[test]
 fn the_same_file_by_another_name() {
     let scratch = Scratch::new("same");
-    let (a, b) = (scratch.0.join("a"), scratch.0.join("b"));
+    let (a, b) = (scratch.path("a"), scratch.path("b"));
     fs::write(&a, "x").unwrap();
     fs::write(&b, "x").unwrap();
-    let detour = scratch.0.join(".").join("a");
-    let link = scratch.0.join("link");
+    let detour = scratch.path(".").join("a");
+    let link = scratch.path("link");
     fs::hard_link(&a, &link).unwrap();
     for (other, same) in [(&a, true), (&detour, true), (&link, true), (&b, false)] {
         assert_eq!(
@@ -140,7 +125,7 @@ fn the_same_file_by_another_name() {
         );
         assert_eq!(target_holds(&Target::File(a.clone()), other).unwrap(), same);
     }
-    let missing = scratch.0.join("missing");
+    let missing = scratch.path("missing");
     assert!(!is_same_file(&a, &missing).unwrap());
     assert!(!is_same_file(&missing, &missing).unwrap());
 }
@@ -148,15 +133,15 @@ fn the_same_file_by_another_name() {
 #[test]
 fn what_is_no_file_is_refused() {
     let scratch = Scratch::new("kinds");
-    for path in [scratch.0.as_path(), Path::new("-")] {
+    for path in [scratch.folder(), Path::new("-")] {
         let error = open_source(path, &SourceOptions::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
     }
     assert_eq!(
-        resolve_target(&scratch.0).unwrap_err().kind(),
+        resolve_target(scratch.folder()).unwrap_err().kind(),
         ErrorKind::Usage
     );
-    let missing = scratch.0.join("missing");
+    let missing = scratch.path("missing");
     assert_eq!(
         open_source(&missing, &SourceOptions::default())
             .unwrap_err()

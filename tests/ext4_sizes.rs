@@ -184,10 +184,7 @@ fn grown(image: &Path, len: u64) -> PathBuf {
     let ext = Ext4::open(&disk).unwrap();
     let growth = ext.grow(&disk, len).unwrap();
     assert!(growth.new_len >= growth.old_len && growth.new_len <= len);
-    growth
-        .overlay
-        .commit(&disk, growth.last.clone(), &mut |_, _| Ok(()))
-        .unwrap();
+    growth.steps.commit(&disk, &mut |_, _| Ok(())).unwrap();
     judged(image, disk.to_vec())
 }
 

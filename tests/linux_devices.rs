@@ -1,6 +1,9 @@
 //! Devices on Linux, proven on loop devices: needs root, losetup, sfdisk, mkfs.ext4 and mount.
 #![cfg(target_os = "linux")]
 
+#[path = "../src/scratch.rs"]
+mod scratch;
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,32 +15,14 @@ use pishrink::device::{
 };
 use pishrink::error::ErrorKind;
 use pishrink::io::{ReadAt, WriteAt};
+use scratch::Scratch;
 
 const MIB: u64 = 1 << 20;
 
-/// A folder of the test's own.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let name = format!("pishrink-devices-{}-{name}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
-    fn card(&self, name: &str, size: u64) -> PathBuf {
-        let path = self.0.join(name);
-        create_card_file(&path, size).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn card(scratch: &Scratch, name: &str, size: u64) -> PathBuf {
+    let path = scratch.path(name);
+    create_card_file(&path, size).unwrap();
+    path
 }
 
 struct Loop(PathBuf);
@@ -105,7 +90,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 #[test]
 fn describes_disks_partitions_and_mounts() {
     let scratch = Scratch::new("describe");
-    let file = scratch.card("card.img", 64 * MIB);
+    let file = card(&scratch, "card.img", 64 * MIB);
     partition(&file, "label: dos\n2048,32768,c\n34816,,83\n");
     // With -P, the kernel forgets the partitions when it is detached; partx is for kernels of small
     // virtual machines, which know no partition tables.
@@ -129,7 +114,7 @@ fn describes_disks_partitions_and_mounts() {
     assert!(device::list().unwrap().contains(&info));
     assert!(safety::hidden_reason(&info).unwrap().contains("card.img"));
 
-    let link = scratch.0.join("link");
+    let link = scratch.path("link");
     std::os::unix::fs::symlink(disk.part(2), &link).unwrap();
     let part = describe(&link).unwrap();
     assert_eq!(part.path, disk.part(2));
@@ -138,7 +123,7 @@ fn describes_disks_partitions_and_mounts() {
     let error = safety::assess_target(&part, &any_device()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
 
-    let mount = Mounted::new(&disk.part(2), scratch.0.join("a b"));
+    let mount = Mounted::new(&disk.part(2), scratch.path("a b"));
     let inner = mount.0.join("inner");
     let nested = Mounted::new(&disk.part(2), inner.clone());
     let info = describe(&disk.0).unwrap();
@@ -198,7 +183,7 @@ fn any_device() -> safety::TargetRules<'static> {
 fn targets_are_written_exactly_and_exclusively() {
     let scratch = Scratch::new("write");
     for (name, options, block) in [("512", &[][..], 512), ("4096", &["-b", "4096"][..], 4096)] {
-        let file = scratch.card(name, 8 * MIB);
+        let file = card(&scratch, name, 8 * MIB);
         let disk = Loop::attach(&file, options);
         let target = open_target(&disk.target(), &TargetOptions::default()).unwrap();
         assert_eq!(
@@ -248,11 +233,11 @@ fn targets_are_written_exactly_and_exclusively() {
 #[test]
 fn ranges_are_discarded_and_zeroed() {
     let scratch = Scratch::new("discard");
-    let file = scratch.card("card.img", 4 * MIB);
+    let file = card(&scratch, "card.img", 4 * MIB);
     let disk = Loop::attach(&file, &[]);
     for target in [
         disk.target(),
-        Target::File(scratch.card("file.img", 4 * MIB)),
+        Target::File(card(&scratch, "file.img", 4 * MIB)),
     ] {
         let target = open_target(&target, &TargetOptions::default()).unwrap();
         let mut expected = pattern(4 * MIB as usize, 5);
@@ -289,7 +274,7 @@ fn ranges_are_discarded_and_zeroed() {
 #[test]
 fn the_kernel_rereads_the_table_when_asked() {
     let scratch = Scratch::new("table");
-    let file = scratch.card("card.img", 8 * MIB);
+    let file = card(&scratch, "card.img", 8 * MIB);
     partition(&file, "label: dos\n2048,2048,c\n4096,,83\n");
     let disk = Loop::attach(&file, &["-P"]);
     let count = || describe(&disk.0).unwrap().volumes.len();
@@ -302,7 +287,7 @@ fn the_kernel_rereads_the_table_when_asked() {
     assert_eq!(count(), known);
     drop(target);
     // Without partition scanning there is nothing to ask.
-    let plain = Loop::attach(&scratch.card("plain.img", MIB), &[]);
+    let plain = Loop::attach(&card(&scratch, "plain.img", MIB), &[]);
     let target = open_target(&plain.target(), &TargetOptions::default()).unwrap();
     assert!(!target.reread_table().unwrap());
 }
@@ -310,7 +295,7 @@ fn the_kernel_rereads_the_table_when_asked() {
 #[test]
 fn another_card_in_the_same_reader_is_refused() {
     let scratch = Scratch::new("swap");
-    let file = scratch.card("card.img", MIB);
+    let file = card(&scratch, "card.img", MIB);
     let disk = Loop::attach(&file, &[]);
     let target = disk.target();
     // A larger one, as far as can be told. (To attach another file could lose the device to a test
@@ -334,7 +319,7 @@ fn another_card_in_the_same_reader_is_refused() {
 #[test]
 fn write_protected_devices_are_sources_only() {
     let scratch = Scratch::new("readonly");
-    let disk = Loop::attach(&scratch.card("card.img", MIB), &["-r"]);
+    let disk = Loop::attach(&card(&scratch, "card.img", MIB), &["-r"]);
     let info = describe(&disk.0).unwrap();
     assert!(info.read_only);
     let error = safety::assess_target(&info, &any_device()).unwrap_err();
@@ -346,7 +331,7 @@ fn write_protected_devices_are_sources_only() {
 #[test]
 fn sources_are_read_as_they_are_now() {
     let scratch = Scratch::new("source");
-    let file = scratch.card("card.img", 4 * MIB + 512);
+    let file = card(&scratch, "card.img", 4 * MIB + 512);
     let disk = Loop::attach(&file, &[]);
     let open = || open_source(&disk.0, &SourceOptions::default()).unwrap();
     let held = open();
@@ -366,10 +351,10 @@ fn sources_are_read_as_they_are_now() {
 #[test]
 fn only_files_and_block_devices_are_opened() {
     let scratch = Scratch::new("kinds");
-    let fifo = scratch.0.join("fifo");
+    let fifo = scratch.path("fifo");
     run("mkfifo", &[fifo.to_str().unwrap()]);
     for (path, reason) in [
-        (scratch.0.as_path(), "a folder"),
+        (scratch.folder(), "a folder"),
         (&fifo, "a pipe"),
         (Path::new("/dev/null"), "a character device"),
         (Path::new("-"), "standard input"),
@@ -378,11 +363,11 @@ fn only_files_and_block_devices_are_opened() {
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains(reason), "{error}");
     }
-    for path in [scratch.0.as_path(), &fifo, Path::new("/dev/null")] {
+    for path in [scratch.folder(), &fifo, Path::new("/dev/null")] {
         assert_eq!(resolve_target(path).unwrap_err().kind(), ErrorKind::Usage);
         assert_eq!(describe(path).unwrap_err().kind(), ErrorKind::Usage);
     }
-    let missing = scratch.0.join("missing");
+    let missing = scratch.path("missing");
     assert_eq!(
         open_source(&missing, &SourceOptions::default())
             .unwrap_err()

@@ -48,3 +48,17 @@ fn damaged_filesystems_are_refused_or_captured_soundly() {
         ],
     );
 }
+
+#[test]
+fn damaged_tables_are_refused_or_captured_soundly() {
+    let folder = folder("mutate-tables");
+    run_script(
+        "mutate-tables",
+        &[
+            "--count".as_ref(),
+            "120".as_ref(),
+            "--work".as_ref(),
+            folder.as_os_str(),
+        ],
+    );
+}

@@ -1,43 +1,21 @@
 //! Maps made here against bmaptool, bmaptool's against us, and hostile ones.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use super::*;
+use crate::scratch::Scratch;
 
-/// A folder of a test's own, removed at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let own = format!("pishrink-bmap-{name}-{}", std::process::id());
-        let path = std::env::temp_dir().join(own);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        fs::write(self.path(name), bytes).unwrap();
-    }
-
-    fn bmaptool(&self, args: &[&str]) -> Output {
-        Command::new("bmaptool")
-            .args(args)
-            .current_dir(&self.0)
-            .output()
-            .expect("bmaptool is needed as a judge")
-    }
+fn write(scratch: &Scratch, name: &str, bytes: impl AsRef<[u8]>) {
+    fs::write(scratch.path(name), bytes).unwrap();
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn bmaptool(scratch: &Scratch, args: &[&str]) -> Output {
+    Command::new("bmaptool")
+        .args(args)
+        .current_dir(scratch.folder())
+        .output()
+        .expect("bmaptool is needed as a judge")
 }
 
 /// An image of 1 MB and a bit, with data at both ends, and the bytes that are mapped.
@@ -76,9 +54,9 @@ fn bmaptool_copies_by_our_map() {
     let (image, mapped) = sample();
     let bmap = build(&image, &mapped, 4096).unwrap();
     let scratch = Scratch::new("copy");
-    scratch.write("card.img", &image);
-    scratch.write("card.img.bmap", bmap.to_xml());
-    let output = scratch.bmaptool(&["copy", "card.img", "out.img"]);
+    write(&scratch, "card.img", &image);
+    write(&scratch, "card.img.bmap", bmap.to_xml());
+    let output = bmaptool(&scratch, &["copy", "card.img", "out.img"]);
     assert!(
         output.status.success(),
         "{}",
@@ -90,13 +68,19 @@ fn bmaptool_copies_by_our_map() {
 
     let mut other = image.clone();
     other[4096 * 50] ^= 1;
-    scratch.write("other.img", &other);
-    let output = scratch.bmaptool(&["copy", "--bmap", "card.img.bmap", "other.img", "out2.img"]);
+    write(&scratch, "other.img", &other);
+    let output = bmaptool(
+        &scratch,
+        &["copy", "--bmap", "card.img.bmap", "other.img", "out2.img"],
+    );
     assert!(!output.status.success(), "the ranges' checksums count");
 
     let tampered = bmap.to_xml().replace("3-90", "3-91");
-    scratch.write("tampered.bmap", &tampered);
-    let output = scratch.bmaptool(&["copy", "--bmap", "tampered.bmap", "card.img", "out3.img"]);
+    write(&scratch, "tampered.bmap", &tampered);
+    let output = bmaptool(
+        &scratch,
+        &["copy", "--bmap", "tampered.bmap", "card.img", "out3.img"],
+    );
     assert!(!output.status.success(), "the map's own checksum counts");
     let error = Bmap::parse(tampered.as_bytes()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Verify);
@@ -106,14 +90,14 @@ fn bmaptool_copies_by_our_map() {
 fn reads_what_bmaptool_makes() {
     let (image, _) = sample();
     let scratch = Scratch::new("create");
-    scratch.write("card.img", &image);
+    write(&scratch, "card.img", &image);
     // Holes for bmaptool to find.
     let dig = Command::new("fallocate")
         .arg("-d")
         .arg(scratch.path("card.img"))
         .status();
     assert!(dig.unwrap().success());
-    let output = scratch.bmaptool(&["create", "-o", "card.bmap", "card.img"]);
+    let output = bmaptool(&scratch, &["create", "-o", "card.bmap", "card.img"]);
     assert!(output.status.success());
     let xml = fs::read(scratch.path("card.bmap")).unwrap();
     let bmap = Bmap::parse(&xml).unwrap();

@@ -1,6 +1,9 @@
 //! Stretches of the image in memory, filled from the source in ascending order.
 
-use super::rescue::{Rescue, Unread};
+use std::ops::Range;
+
+use super::recover::Skip;
+use super::rescue::Rescue;
 use crate::error::Result;
 use crate::io::{Overlay, Source};
 
@@ -17,6 +20,8 @@ const TOGETHER: usize = 4 << 20;
 pub struct Batch {
     buffer: Vec<u8>,
     pieces: Vec<Piece>,
+    /// Bytes of the source that failed and were left for later: zeros in the buffer.
+    deferred: Vec<Range<u64>>,
 }
 
 /// Consecutive bytes of the image, either in memory or zeros.
@@ -39,7 +44,13 @@ impl Batch {
         Self {
             buffer: vec![0; BATCH],
             pieces: Vec::new(),
+            deferred: Vec::new(),
         }
+    }
+
+    /// Lists the bytes of the source that were left for later.
+    pub fn deferred(&self) -> &[Range<u64>] {
+        &self.deferred
     }
 
     /// Lists what is in it: offset in the image, and bytes.
@@ -79,6 +90,11 @@ pub struct Filler<'a> {
     source: Rescue<'a>,
     position: u64,
     scratch: Vec<u8>,
+    /// Is what fails left for later?
+    defers: bool,
+    skip: Skip,
+    /// Nothing between these is tried before.
+    left_out: Range<u64>,
 }
 
 /// A request: neighbouring parts of the source.
@@ -90,18 +106,22 @@ struct Request<'a> {
 }
 
 impl<'a> Filler<'a> {
-    pub fn new(overlay: &'a Overlay, source: Rescue<'a>) -> Self {
+    /// With `defers` what fails is left for later, and listed in [`Batch::deferred`]; else it is
+    /// tried in small pieces before the next batch.
+    pub fn new(overlay: &'a Overlay, source: Rescue<'a>, defers: bool) -> Self {
         Self {
             overlay,
             source,
             position: 0,
             scratch: Vec::new(),
+            defers,
+            skip: Skip::default(),
+            left_out: 0..0,
         }
     }
 
-    /// Returns what the source could not give.
-    pub fn into_unread(self) -> Unread {
-        self.source.into_unread()
+    pub fn into_rescue(self) -> Rescue<'a> {
+        self.source
     }
 
     /// Fills `batch` with the image's next bytes; false at its end.
@@ -110,6 +130,7 @@ impl<'a> Filler<'a> {
     /// What the source fails with.
     pub fn fill(&mut self, batch: &mut Batch) -> Result<bool> {
         batch.pieces.clear();
+        batch.deferred.clear();
         let mut wanted: Vec<Wanted> = Vec::new();
         let mut filled = 0;
         let mut zeros = 0;
@@ -156,22 +177,38 @@ impl<'a> Filler<'a> {
                 break;
             }
         }
-        self.read(&mut batch.buffer, wanted)?;
+        self.read(batch, wanted)?;
         Ok(!batch.pieces.is_empty())
     }
 
     /// Reads all parts in the order of the source, neighbours in one request; what fails is split
-    /// up when all else of the batch is there.
-    fn read(&mut self, buffer: &mut [u8], mut wanted: Vec<Wanted>) -> Result<()> {
+    /// up when all else of the batch is there, or later than that.
+    fn read(&mut self, batch: &mut Batch, mut wanted: Vec<Wanted>) -> Result<()> {
         wanted.sort_unstable();
         let mut failed = Vec::new();
         for request in requests(&wanted) {
-            if !self.serve(buffer, &request, false)? {
+            if self.left_out.contains(&request.from()) {
+                failed.push(request);
+                continue;
+            }
+            let success = self.serve(&mut batch.buffer, &request, false)?;
+            if self.defers {
+                let end = request.from() + request.len as u64;
+                self.left_out = end..end + self.skip.after(success);
+            }
+            if !success {
                 failed.push(request);
             }
         }
         for request in failed {
-            self.serve(buffer, &request, true)?;
+            if !self.defers {
+                self.serve(&mut batch.buffer, &request, true)?;
+                continue;
+            }
+            for part in request.parts {
+                batch.buffer[part.at..part.at + part.len].fill(0);
+                batch.deferred.push(part.from..part.from + part.len as u64);
+            }
         }
         Ok(())
     }
@@ -196,6 +233,14 @@ impl<'a> Filler<'a> {
             done += part.len;
         }
         Ok(true)
+    }
+}
+
+impl Request<'_> {
+    /// The first byte of the source.
+    fn from(&self) -> u64 {
+        // OK: there is no request without a part.
+        self.parts[0].from
     }
 }
 
@@ -279,7 +324,7 @@ mod tests {
         overlay.set_zero(3000..5000);
         overlay.set_bytes(5000, vec![9; 10]);
         overlay.set_base(5010, 84_990, 5010);
-        let mut filler = Filler::new(&overlay, Rescue::new(&disk, Phase::Capture, &Silent));
+        let mut filler = Filler::new(&overlay, Rescue::new(&disk, Phase::Capture, &Silent), false);
         let mut batch = Batch::new();
         let mut image = Vec::new();
         while filler.fill(&mut batch).unwrap() {
@@ -302,7 +347,7 @@ mod tests {
         let disk = MemoryDisk::new(40 << 20);
         let mut overlay = Overlay::new(5 << 30);
         overlay.set_zero(40 << 20..5 << 30);
-        let mut filler = Filler::new(&overlay, Rescue::new(&disk, Phase::Capture, &Silent));
+        let mut filler = Filler::new(&overlay, Rescue::new(&disk, Phase::Capture, &Silent), false);
         let mut batch = Batch::new();
         let mut lens = Vec::new();
         while filler.fill(&mut batch).unwrap() {

@@ -4,13 +4,18 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::plan::CapturePlan;
 use super::run::{Captured, RunOptions, Sink, run};
 use crate::bmap::Bmap;
+use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::io::ReadAt;
-use crate::progress::Progress;
+use crate::progress::{Phase, Progress};
+
+/// Behind the name of what is not finished.
+const PARTIAL: &str = ".partial";
 
 /// The names that an image takes up.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,7 +60,24 @@ impl ImagePaths {
                 Err(error) => return Err(Error::io(format!("looking at {place}"), error)),
             }
         }
+        let map = self.partial_map();
+        if !force && map.exists() {
+            return Err(
+                Error::refused(format!("{} is not finished", self.partial().display()))
+                    .with_hint("--resume goes on with it, --force begins anew"),
+            );
+        }
         Ok(())
+    }
+
+    /// Returns the name of the image while it is written.
+    pub fn partial(&self) -> PathBuf {
+        with_suffix(&self.image, PARTIAL)
+    }
+
+    /// Returns the name of the map file of an image that is not finished, and can be gone on with.
+    pub fn partial_map(&self) -> PathBuf {
+        with_suffix(&self.partial(), ".mapfile")
     }
 
     /// Returns the folder that the files go to.
@@ -65,7 +87,7 @@ impl ImagePaths {
 }
 
 /// Writes the image and its block map beside it. A failure leaves nothing behind, and what was
-/// there before untouched.
+/// there before untouched. `make_sparse` is called with the empty file of a raw image, which gets holes.
 ///
 /// # Errors
 /// `Refused` if a name is taken and not `force`; else as [`run`].
@@ -75,34 +97,51 @@ pub fn capture_to_file(
     paths: &ImagePaths,
     options: &RunOptions,
     force: bool,
+    make_sparse: &dyn Fn(&File),
     progress: &dyn Progress,
 ) -> Result<Captured> {
     paths.check(force)?;
+    // Before its image: a map must never lie beside another one's.
+    remove(&paths.partial_map())?;
     let (image, file) = Partial::create(&paths.image)?;
+    if options.codec == Codec::Raw {
+        make_sparse(&file);
+    }
     let mut sink = Sink::File(file);
     let captured = run(plan, source, &mut sink, options, progress)?;
-    progress.started(crate::progress::Phase::Sync, None)?;
-    if let Sink::File(file) = &sink {
-        image.sync(file)?;
-    }
-    drop(sink);
+    let Sink::File(file) = sink else {
+        return Err(Error::internal("a file turned into a stream"));
+    };
+    publish(paths, image, file, &captured, progress)?;
+    Ok(captured)
+}
+
+/// Gives a finished image its name, and its maps theirs.
+///
+/// # Errors
+/// What the file system fails with.
+pub(super) fn publish(
+    paths: &ImagePaths,
+    image: Partial,
+    file: File,
+    captured: &Captured,
+    progress: &dyn Progress,
+) -> Result<()> {
+    progress.started(Phase::Sync, None)?;
+    image.sync(&file)?;
+    drop(file);
     let bmap = captured.bmap.as_ref().map(Bmap::to_xml);
     let bmap = text_file(&paths.bmap, bmap)?;
     let mapfile = captured.rescued.as_ref();
     let mapfile = mapfile.map(|rescued| rescued.map_file.clone());
     let mapfile = text_file(&paths.mapfile, mapfile)?;
-    progress.finished(crate::progress::Phase::Sync)?;
+    progress.finished(Phase::Sync)?;
     // Old maps must never lie beside the new image.
     for path in [&paths.bmap, &paths.mapfile] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let what = format!("removing the old {}", path.display());
-                return Err(Error::io(what, error));
-            }
-            _ => {}
-        }
+        remove(path)?;
     }
     image.publish(&paths.image)?;
+    remove(&paths.partial_map())?;
     for (map, path) in [(bmap, &paths.bmap), (mapfile, &paths.mapfile)] {
         if let Some(map) = map {
             map.publish(path)?;
@@ -112,7 +151,18 @@ pub fn capture_to_file(
     if let Ok(folder) = File::open(paths.folder()) {
         let _ = folder.sync_all();
     }
-    Ok(captured)
+    Ok(())
+}
+
+/// Removes what an earlier run left, if it did.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let what = format!("removing the old {}", path.display());
+            Err(Error::io(what, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes what goes beside the image.
@@ -125,6 +175,21 @@ fn text_file(path: &Path, text: Option<String>) -> Result<Option<Partial>> {
     Ok(Some(partial))
 }
 
+/// The files that would be left behind if the program ended now.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes every unfinished file, for a program that is about to end without going on.
+pub fn remove_unfinished() {
+    for path in unfinished().drain(..) {
+        // There is nobody to tell.
+        let _ = fs::remove_file(path);
+    }
+}
+
 /// A file that is removed unless it is published.
 #[derive(Debug)]
 pub(super) struct Partial {
@@ -135,7 +200,7 @@ pub(super) struct Partial {
 impl Partial {
     /// Creates `path` with `.partial` behind its name, in place of what an earlier run left there.
     pub(super) fn create(path: &Path) -> Result<(Self, File)> {
-        let path = with_suffix(path, ".partial");
+        let path = with_suffix(path, PARTIAL);
         let failed = |error| Error::io(format!("creating {}", path.display()), error);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -147,11 +212,33 @@ impl Partial {
             .create_new(true)
             .open(&path)
             .map_err(failed)?;
-        let partial = Self {
+        Ok((Self::new(path), file))
+    }
+
+    fn new(path: PathBuf) -> Self {
+        unfinished().push(path.clone());
+        Self {
             path,
             published: false,
-        };
-        Ok((partial, file))
+        }
+    }
+
+    /// Takes over the unfinished file that an earlier run left for `path`.
+    pub(super) fn adopt(path: &Path) -> Result<(Self, File)> {
+        let path = with_suffix(path, PARTIAL);
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.map_err(|error| Error::io(format!("opening {}", path.display()), error))?;
+        Ok((Self::new(path), file))
+    }
+
+    /// From now on the file stays even if it is not finished.
+    pub(super) fn keep(&mut self) {
+        self.published = true;
+        self.forget();
+    }
+
+    fn forget(&self) {
+        unfinished().retain(|path| *path != self.path);
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -167,6 +254,7 @@ impl Partial {
         fs::rename(&self.path, to)
             .map_err(|error| Error::io(format!("renaming {}", self.path.display()), error))?;
         self.published = true;
+        self.forget();
         Ok(())
     }
 }
@@ -176,6 +264,7 @@ impl Drop for Partial {
         if !self.published {
             // There is nobody to tell; the error that led here is told.
             let _ = fs::remove_file(&self.path);
+            self.forget();
         }
     }
 }

@@ -197,7 +197,7 @@ fn plan_disk(
     for range in tables {
         mapped.insert(range.start..range.end);
     }
-    for ((part, content), range) in parts.iter().zip(&contents).zip(&ranges) {
+    for ((part, content), range) in parts.iter().zip(&mut contents).zip(&ranges) {
         place(&mut overlay, &mut mapped, content, part.range, *range);
     }
     let mut summary = Summary {
@@ -233,7 +233,7 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
         true => Target::Headroom(options.headroom),
         false => Target::Keep,
     };
-    let content = content(&part, source, target, options)?;
+    let mut content = content(&part, source, target, options)?;
     let len = match shrinks {
         true => content.overlay.len(),
         false => source.len(),
@@ -241,7 +241,7 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
     let new_range = ByteRange::new(0, len);
     let mut overlay = Overlay::new(len);
     let mut mapped = RangeSet::new();
-    place(&mut overlay, &mut mapped, &content, range, new_range);
+    place(&mut overlay, &mut mapped, &mut content, range, new_range);
     let summary = Summary {
         source_bytes: source.len(),
         image_bytes: 0,
@@ -265,10 +265,10 @@ fn plan_unreadable(source: &Watched, error: &Error) -> Result<CapturePlan> {
         range,
         volume: Volume::unreadable(),
     };
-    let content = part.volume.content(source, Target::Keep)?;
+    let mut content = part.volume.content(source, Target::Keep)?;
     let mut overlay = Overlay::new(source.len());
     let mut mapped = RangeSet::new();
-    place(&mut overlay, &mut mapped, &content, range, range);
+    place(&mut overlay, &mut mapped, &mut content, range, range);
     let summary = Summary {
         source_bytes: source.len(),
         image_bytes: 0,
@@ -393,16 +393,17 @@ fn is_kept(content: &Content) -> bool {
             .is_none_or(|ext| !ext.features_in_the_way.is_empty())
 }
 
-/// Puts what came from `old` at `new`.
+/// Puts what came from `old` at `new`; of the content, only the facts are left.
 fn place(
     overlay: &mut Overlay,
     mapped: &mut RangeSet,
-    content: &Content,
+    content: &mut Content,
     old: ByteRange,
     new: ByteRange,
 ) {
-    overlay.merge(&content.overlay.rebase(new.start, old.start, overlay.len()));
-    for range in content.stored.iter() {
+    let part = std::mem::replace(&mut content.overlay, Overlay::new(0));
+    overlay.place(part, new.start, old.start);
+    for range in std::mem::take(&mut content.stored).iter() {
         mapped.insert(new.start + range.start..new.start + range.end);
     }
 }

@@ -1,17 +1,18 @@
 //! Sources that fail here and there: what can be read is read, the rest is zeros and is told.
 //!
-//! As ddrescue does it, large good areas come first. [`Filler`](super::batch::Filler) reads all
-//! of a batch in large requests before it returns to those that failed, and hands them to
-//! [`Rescue::read`]: that tries pieces of 64 KiB, then 4 KiB of the bad ones, then their single
+//! As ddrescue does it, large good areas come first. [`Filler`](super::batch::Filler) leaves out
+//! what fails, and some behind it, until the whole image is written, and then
+//! [`recover`](super::recover::recover) returns there. An image that is packed or goes into a pipe
+//! cannot be changed later: of each batch the large requests come first, and then [`Rescue::read`]
+//! tries pieces of 64 KiB of those that failed, then 4 KiB of the bad ones, then their single
 //! sectors, and these once more. Only requests of the plan are made, so free space stays unread.
 
-use std::fmt::Write;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::plan::CapturePlan;
+use super::map::SECTOR;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Overlay, RangeSet, ReadAt, Source};
+use crate::io::{RangeSet, ReadAt};
 use crate::progress::{Event, Phase, Progress};
 
 /// The sizes of the requests that a failed one is split into, before single sectors.
@@ -19,9 +20,6 @@ const STEPS: [u64; 2] = [64 << 10, 4 << 10];
 
 /// How often a single sector is tried again.
 const RETRIES: u32 = 2;
-
-/// The least that a device reads.
-pub const SECTOR: u64 = 512;
 
 /// What a source could not give.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +57,16 @@ impl<'a> Rescue<'a> {
 
     pub fn unread(&self) -> &Unread {
         &self.unread
+    }
+
+    /// Notes that nothing more is tried there.
+    pub fn give_up(&mut self, range: Range<u64>) {
+        self.unread.ranges.insert(range);
+    }
+
+    /// Tells the listener about bytes that are done, and asks whether to go on.
+    pub fn advanced(&self, bytes: u64) -> Result<()> {
+        self.progress.advanced(self.phase, bytes)
     }
 
     pub fn into_unread(self) -> Unread {
@@ -144,7 +152,10 @@ impl<'a> Rescue<'a> {
 
     /// Tells a large bad area from a card that has stopped working. Other places than the one that
     /// worked last are asked only if that fails.
-    fn probe(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// What the source fails with that does not answer any more.
+    pub fn probe(&self) -> Result<()> {
         let len = self.source.len();
         let middle = len / 2 - len / 2 % SECTOR;
         let places = [self.answered.unwrap_or(0), 0, middle];
@@ -215,46 +226,5 @@ impl ReadAt for Forgiving<'_> {
     }
 }
 
-/// Describes a finished capture as GNU ddrescue's map file: positions are the source's; what the
-/// image does not hold was not tried.
-pub fn map_file(plan: &CapturePlan, unread: &RangeSet) -> String {
-    let len = plan.summary.source_bytes;
-    let mut read = read_ranges(&plan.overlay, len);
-    for range in unread.iter() {
-        read.remove(range);
-    }
-    let mut text = String::from(concat!(
-        "# Mapfile. Created by pishrink ",
-        env!("CARGO_PKG_VERSION"),
-        "\n# current_pos  current_status  current_pass\n0x00000000     +               1\n",
-        "#      pos        size  status\n"
-    ));
-    let mut lines: Vec<(Range<u64>, char)> = read.iter().map(|range| (range, '+')).collect();
-    lines.extend(unread.iter().map(|range| (range, '-')));
-    let known: RangeSet = lines.iter().map(|(range, _)| range.clone()).collect();
-    lines.extend(known.gaps(0..len).into_iter().map(|range| (range, '?')));
-    lines.sort_unstable_by_key(|(range, _)| range.start);
-    for (range, status) in lines {
-        let (start, len) = (range.start, range.end - range.start);
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "0x{start:08X}  0x{len:08X}  {status}");
-    }
-    text
-}
-
-/// Lists the sectors of the source that an image takes something over from.
-fn read_ranges(overlay: &Overlay, len: u64) -> RangeSet {
-    overlay
-        .all_segments()
-        .filter_map(|segment| match segment.source {
-            Source::Base(from) => {
-                let end = (from + segment.len).next_multiple_of(SECTOR);
-                Some((from - from % SECTOR).min(len)..end.min(len))
-            }
-            _ => None,
-        })
-        .collect()
-}
-
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

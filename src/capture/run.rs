@@ -6,13 +6,15 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use sha2::{Digest, Sha256};
 
 use super::batch::{Batch, Bytes, Filler};
+use super::keep::Keeper;
 use super::loss::{Rescued, rescued};
 use super::plan::CapturePlan;
+use super::recover::{Places, recover, summed};
 use super::rescue::Rescue;
 use crate::bmap::{Bmap, BmapBuilder, ContentHash};
 use crate::codec::{Codec, Encoder};
 use crate::error::{Error, Result};
-use crate::io::{ReadAt, is_zero};
+use crate::io::{RangeSet, ReadAt, Source, is_zero};
 use crate::pipeline::{Stage, fan_out};
 use crate::progress::{Phase, Progress};
 
@@ -69,6 +71,18 @@ pub fn run(
     options: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<Captured> {
+    run_keeping(plan, source, sink, options, None, progress)
+}
+
+/// As [`run`]; what the image has is noted with `keeper`.
+pub(super) fn run_keeping(
+    plan: &CapturePlan,
+    source: &dyn ReadAt,
+    sink: &mut Sink,
+    options: &RunOptions,
+    keeper: Option<&Keeper>,
+    progress: &dyn Progress,
+) -> Result<Captured> {
     let len = plan.image_bytes();
     progress.started(Phase::Capture, Some(plan.summary.mapped_bytes))?;
     let mut content = ContentHash::new();
@@ -76,7 +90,9 @@ pub fn run(
         .with_bmap
         .then(|| BmapBuilder::new(len, &plan.mapped));
     let mut writer = Writer::new(sink, options, len)?;
-    let mut filler = Filler::new(&plan.overlay, Rescue::new(source, Phase::Capture, progress));
+    let rescue = Rescue::new(source, Phase::Capture, progress);
+    let mut filler = Filler::new(&plan.overlay, rescue, writer.can_return());
+    let mut deferred = RangeSet::new();
     let mut stages: Vec<Stage<'_, Batch>> = vec![
         Box::new(|batch: &Batch| {
             let mut data = 0;
@@ -88,6 +104,12 @@ pub fn run(
                     }
                     Bytes::Zeros(len) => writer.zeros(offset, len, progress)?,
                 }
+            }
+            for range in batch.deferred() {
+                deferred.insert(range.clone());
+            }
+            if let Some(keeper) = keeper {
+                keeper.written(batch)?;
             }
             progress.advanced(Phase::Capture, data)
         }),
@@ -122,13 +144,20 @@ pub fn run(
         },
         stages,
     )?;
-    let content_sha256 = content.finish_hex();
-    let (file_bytes, file_sha256) = match writer.finish()? {
-        Some((bytes, sha256)) => (bytes, sha256),
-        None => (len, content_sha256.clone()),
+    let packed = writer.finish()?;
+    let mut rescue = filler.into_rescue();
+    let (content_sha256, bmap) = match sink {
+        Sink::File(file) if !deferred.is_empty() => {
+            return_to(plan, &mut rescue, &deferred, file, keeper)?;
+            summed(plan, file, options.with_bmap, progress)?
+        }
+        _ => {
+            let bmap = bmap.map(BmapBuilder::finish).transpose()?;
+            (content.finish_hex(), bmap)
+        }
     };
-    let bmap = bmap.map(BmapBuilder::finish).transpose()?;
-    let rescued = rescued(plan, source, filler.into_unread(), progress)?;
+    let (file_bytes, file_sha256) = packed.unwrap_or_else(|| (len, content_sha256.clone()));
+    let rescued = rescued(plan, source, rescue.into_unread(), progress)?;
     progress.finished(Phase::Capture)?;
     Ok(Captured {
         file_bytes,
@@ -136,6 +165,61 @@ pub fn run(
         content_sha256,
         bmap,
         rescued,
+    })
+}
+
+/// Fills in what `file`, the image of an earlier run, has not: `missing` bytes of the source.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn run_again(
+    plan: &CapturePlan,
+    source: &dyn ReadAt,
+    file: &mut File,
+    options: &RunOptions,
+    (missing, keeper): (&RangeSet, &Keeper),
+    progress: &dyn Progress,
+) -> Result<Captured> {
+    let len = plan.image_bytes();
+    progress.started(Phase::Capture, Some(missing.total()))?;
+    file.set_len(len).map_err(|error| writing(len, error))?;
+    // The map tells of the source's bytes only.
+    for segment in plan.overlay.all_segments() {
+        if let Source::Bytes(bytes, index) = &segment.source {
+            let part = &bytes[*index..*index + segment.len as usize];
+            file.seek(SeekFrom::Start(segment.start))
+                .and_then(|_| file.write_all(part))
+                .map_err(|error| writing(segment.start, error))?;
+        }
+    }
+    let mut rescue = Rescue::new(source, Phase::Capture, progress);
+    return_to(plan, &mut rescue, missing, file, Some(keeper))?;
+    progress.finished(Phase::Capture)?;
+    let (content_sha256, bmap) = summed(plan, file, options.with_bmap, progress)?;
+    Ok(Captured {
+        file_bytes: len,
+        file_sha256: content_sha256.clone(),
+        content_sha256,
+        bmap,
+        rescued: rescued(plan, source, rescue.into_unread(), progress)?,
+    })
+}
+
+/// Reads what was left out and writes it where it belongs.
+fn return_to(
+    plan: &CapturePlan,
+    rescue: &mut Rescue,
+    missing: &RangeSet,
+    file: &mut File,
+    keeper: Option<&Keeper>,
+) -> Result<()> {
+    let places = Places::new(plan);
+    recover(rescue, missing, &mut |from, bytes| {
+        places.write(file, from, bytes)?;
+        match keeper {
+            Some(keeper) => keeper.recovered(from..from + bytes.len() as u64),
+            None => Ok(()),
+        }
     })
 }
 
@@ -159,6 +243,11 @@ impl<'a> Writer<'a> {
         let (codec, level) = (options.codec, options.level);
         Encoder::with_len(codec, level, options.threads, Some(len), out)
             .map(|encoder| Self::Packed(Box::new(encoder)))
+    }
+
+    /// Can what is written be changed later?
+    fn can_return(&self) -> bool {
+        matches!(self, Self::Sparse(..))
     }
 
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -212,7 +301,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-fn writing(offset: u64, error: std::io::Error) -> Error {
+pub(super) fn writing(offset: u64, error: std::io::Error) -> Error {
     Error::io(
         format!("writing the image at byte {offset} of its contents"),
         error,

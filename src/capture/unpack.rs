@@ -38,12 +38,18 @@ pub fn packed_as(path: &Path) -> Result<Codec> {
     Ok(Codec::detect(&first))
 }
 
-/// Unpacks the file `path` into a temporary file whose name begins with `beside`.
+/// Unpacks the file `path` into a temporary file whose name begins with `beside`. `make_sparse` is called
+/// with that file while it is empty.
 ///
 /// # Errors
 /// `Unsound` or `Verify` if it is truncated or damaged, `NoSpace` or `Io` from writing,
 /// `Cancelled` from `progress`.
-pub fn unpack(path: &Path, beside: &Path, progress: &dyn Progress) -> Result<Unpacked> {
+pub fn unpack(
+    path: &Path,
+    beside: &Path,
+    make_sparse: &dyn Fn(&File),
+    progress: &dyn Progress,
+) -> Result<Unpacked> {
     let file = File::open(path)
         .map_err(|error| Error::io(format!("opening {}", path.display()), error))?;
     let packed_len = file.metadata().map_or(0, |metadata| metadata.len());
@@ -51,6 +57,7 @@ pub fn unpack(path: &Path, beside: &Path, progress: &dyn Progress) -> Result<Unp
     let mut name = beside.as_os_str().to_owned();
     name.push(".source");
     let (partial, mut out) = Partial::create(Path::new(&name))?;
+    make_sparse(&out);
     let failed = |error| Error::io(format!("writing {}", partial.path().display()), error);
     progress.started(Phase::Unpack, Some(packed_len))?;
     let mut chunk = vec![0; CHUNK];

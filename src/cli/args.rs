@@ -72,6 +72,9 @@ pub struct Capture {
     /// Replace an image that exists
     #[arg(long)]
     pub force: bool,
+    /// Keep a raw image that is interrupted, and go on with one that was, or that lost something
+    #[arg(long, conflicts_with = "force")]
+    pub resume: bool,
     /// Print what would be done
     #[arg(long)]
     pub dry_run: bool,
@@ -230,6 +233,7 @@ mod tests {
             "capture a",
             "capture a b --force-raw",
             "capture a b --format bz2",
+            "capture a b --force --resume",
             "capture a b --headroom x",
             "flash a",
             "flash a b --sha256 12",

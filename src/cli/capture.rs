@@ -26,8 +26,11 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     let begun = Instant::now();
     let codec = codec(args)?;
     let paths = (args.image != Path::new("-")).then(|| ImagePaths::new(&args.image));
+    if args.resume {
+        refuse_resume(paths.as_ref(), codec)?;
+    }
     match &paths {
-        Some(paths) if !args.dry_run => paths.check(args.force)?,
+        Some(paths) if !args.dry_run => paths.check(args.force || args.resume)?,
         Some(_) => {}
         None => screen.take_stdout(),
     }
@@ -43,7 +46,8 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         shrink: !args.no_shrink,
         force_raw: args.force_raw,
     };
-    let plan = capture::plan(&*source.file, &options, screen)?;
+    let plan = capture::plan(&*source.file, &options, screen)
+        .map_err(|error| about(&args.source, error))?;
     if args.dry_run {
         let text = plan_text(&plan.summary);
         screen.result(&text, &json!({ "plan": plan.summary }));
@@ -56,11 +60,22 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         with_bmap: paths.is_some() && !args.no_bmap,
     };
     let captured = match &paths {
+        Some(paths) if args.resume => {
+            capture::capture_resuming(&plan, &*source.file, paths, &options, screen)?
+        }
         Some(paths) => {
+            if paths.partial().exists() {
+                let place = paths.partial();
+                screen.say(&format!(
+                    "{} of a run that did not finish is replaced",
+                    place.display()
+                ));
+            }
             if codec == Codec::Raw {
                 check_room(paths, plan.summary.room_needed())?;
             }
-            capture::capture_to_file(&plan, &*source.file, paths, &options, args.force, screen)?
+            let (source, holes) = (&*source.file, &device::make_sparse);
+            capture::capture_to_file(&plan, source, paths, &options, args.force, holes, screen)?
         }
         None => {
             let mut sink = Sink::Stream(Box::new(std::io::stdout()));
@@ -102,11 +117,22 @@ impl Opened {
             Some(paths) => paths.image.clone(),
             None => std::env::temp_dir().join(format!("pishrink-{}", std::process::id())),
         };
-        let unpacked = capture::unpack(path, &beside, screen)?;
+        let unpacked = capture::unpack(path, &beside, &device::make_sparse, screen)
+            .map_err(|error| about(path, error))?;
         Ok(Self {
             file: Arc::new(device::open_source(unpacked.path(), options)?),
             _unpacked: Some(unpacked),
         })
+    }
+}
+
+/// Names the file that an error is about, if the error does not yet.
+pub(super) fn about(file: &Path, error: Error) -> Error {
+    let name = text_of(file);
+    match error.kind() {
+        ErrorKind::Cancelled => error,
+        _ if error.one_line().contains(&name) => error,
+        _ => error.within(name),
     }
 }
 
@@ -128,6 +154,23 @@ fn codec(args: &Capture) -> Result<Codec> {
         }));
     }
     Ok(codec)
+}
+
+/// Refuses to go on with what cannot be changed once it is written.
+fn refuse_resume(paths: Option<&ImagePaths>, codec: Codec) -> Result<()> {
+    if paths.is_none() {
+        return Err(Error::usage(
+            "--resume needs an image file: what went to standard output is gone",
+        )
+        .with_hint("name an .img file"));
+    }
+    if codec != Codec::Raw {
+        return Err(Error::usage(format!(
+            "--resume needs a raw image: what is packed as {codec} cannot be changed any more"
+        ))
+        .with_hint("capture to .img, and pack the finished image"));
+    }
+    Ok(())
 }
 
 /// Refuses to write into what is being read.
@@ -227,6 +270,12 @@ fn partition_lines(part: &PartitionSummary) -> Vec<String> {
                 ext.transactions_replayed
             ));
         }
+        if ext.fast_commits_replayed > 0 {
+            lines.push(format!(
+                "{} fast commits replayed",
+                ext.fast_commits_replayed
+            ));
+        }
         if ext.orphans_deleted > 0 || ext.orphans_truncated > 0 {
             lines.push(format!(
                 "orphans finished: {} deleted, {} cut",
@@ -268,7 +317,7 @@ fn done_text(
     let mut text = String::new();
     let rate = plan.summary.mapped_bytes as f64 / seconds.max(0.001);
     let name = match paths {
-        Some(paths) => device::safety::sanitize(&paths.image.display().to_string()),
+        Some(paths) => clean(&text_of(&paths.image)),
         None => "standard output".into(),
     };
     let packed = match codec {

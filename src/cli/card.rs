@@ -136,12 +136,12 @@ pub fn confirm(
             }
         }
     }
-    for line in text.lines() {
-        screen.say(line);
-    }
+    // Also with --quiet: nobody should agree to what he does not see.
     let mut answer = String::new();
     let mut stderr = std::io::stderr();
-    let asked = write!(stderr, "{} Type yes to go on: ", clean(what)).and_then(|()| {
+    let lines: Vec<_> = text.lines().map(clean).collect();
+    let question = format!("{}\n{} Type yes to go on: ", lines.join("\n"), clean(what));
+    let asked = stderr.write_all(question.as_bytes()).and_then(|()| {
         stderr.flush()?;
         std::io::stdin().read_line(&mut answer)
     });

@@ -8,6 +8,7 @@ use ureq::{Agent, Body, BodyReader};
 
 use super::interrupt::Interrupt;
 use crate::error::{Error, Result};
+use crate::units::human_bytes;
 
 /// How often in a row a broken connection is made again without a byte coming through.
 const TRIES: u32 = 6;
@@ -17,9 +18,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// A connection that gives nothing for so long counts as broken.
 const SILENCE: Duration = Duration::from_secs(30);
-
-/// The most bytes of a file beside the image.
-const SMALL: u64 = 64 << 20;
 
 /// Is it the address of something on the web?
 pub fn is_url(image: &str) -> bool {
@@ -54,41 +52,62 @@ impl Remote {
     /// Starts to fetch it.
     pub fn open(&self) -> Result<Download> {
         let response = self.get(None).map_err(|cause| self.failed(cause))?;
-        if response.status() != StatusCode::OK {
-            let status = response.status();
+        let status = response.status();
+        if status != StatusCode::OK {
             return Err(Error::io(
                 format!("cannot fetch {}", self.url),
                 io::Error::other(format!("the server says {status}")),
             ));
         }
-        Ok(Download {
+        Ok(self.download(response))
+    }
+
+    fn download(&self, response: Response<Body>) -> Download {
+        Download {
             remote: self.clone(),
             version: Version::of(&response),
             position: 0,
             body: Some(response.into_body().into_reader()),
             tries: 0,
-        })
+        }
     }
 
-    /// Fetches the file whose name goes on with `suffix`; `None` if there is none.
-    pub fn beside(&self, suffix: &str) -> Result<Option<Vec<u8>>> {
-        // What follows a question mark is not a name.
-        if self.url.contains(['?', '#']) {
-            return Ok(None);
-        }
+    /// Takes the address apart into what leads to the file and the file's name; `None` if it ends in
+    /// something else, as with parameters.
+    pub fn name(&self) -> Option<(&str, &str)> {
+        let host = self.url.find("://")? + "://".len();
+        self.url[host..].find('/')?;
+        let (folder, name) = self.url.split_at(self.url.rfind('/')? + 1);
+        let plain = !name.is_empty() && !self.url.contains(['?', '#']);
+        plain.then_some((folder, name))
+    }
+
+    /// Fetches a file that may lie beside this one, at the address `url`; `None` if there is none.
+    ///
+    /// # Errors
+    /// `Io` if the server cannot be reached or the connection breaks, `Unsupported` if it is larger than
+    /// `most` bytes.
+    pub fn beside(&self, url: String, most: u64) -> Result<Option<Vec<u8>>> {
         let beside = Self {
-            url: format!("{}{suffix}", self.url),
+            url,
             ..self.clone()
         };
         let response = beside.get(None).map_err(|cause| beside.failed(cause))?;
-        if response.status() != StatusCode::OK {
+        if response.status() != StatusCode::OK || is_page(&response) {
             return Ok(None);
         }
         let mut bytes = Vec::new();
-        let body = response.into_body().into_reader();
-        body.take(SMALL)
+        let failed = |cause| Error::io(format!("cannot fetch {}", beside.url), cause);
+        beside
+            .download(response)
+            .take(most + 1)
             .read_to_end(&mut bytes)
-            .map_err(|cause| Error::io(format!("cannot fetch {}", beside.url), cause))?;
+            .map_err(failed)?;
+        if bytes.len() as u64 > most {
+            let size = human_bytes(most);
+            let what = format!("{} is larger than {size}", beside.url);
+            return Err(Error::unsupported(what));
+        }
         Ok(Some(bytes))
     }
 
@@ -113,6 +132,17 @@ impl Remote {
         }
         request.call()
     }
+}
+
+/// Is the answer a page for people? Many servers have one for whatever they do not have.
+fn is_page(response: &Response<Body>) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    kind.and_then(|kind| kind.to_str().ok())
+        .is_some_and(|kind| {
+            kind.trim_start()
+                .to_ascii_lowercase()
+                .starts_with("text/html")
+        })
 }
 
 /// What tells one state of a file on a server from another.
@@ -254,4 +284,29 @@ fn fatal(text: impl Into<String>) -> io::Error {
 
 fn is_fatal(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidData
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_taken_apart_at_its_name() {
+        for (url, apart) in [
+            (
+                "https://x.org/a/b.img.xz",
+                Some(("https://x.org/a/", "b.img.xz")),
+            ),
+            ("http://x.org/b.img", Some(("http://x.org/", "b.img"))),
+            ("http://[::1]:8080/b", Some(("http://[::1]:8080/", "b"))),
+            ("https://x.zip", None),
+            ("https://x.zip/", None),
+            ("https://x.org/a/", None),
+            ("https://x.org/get?file=b.img", None),
+            ("https://x.org/b.img#part", None),
+        ] {
+            let remote = Remote::new(url, Interrupt::none());
+            assert_eq!(remote.name(), apart, "{url}");
+        }
+    }
 }

@@ -1,15 +1,17 @@
 //! `pishrink flash`: an image to one or several cards.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::args::{self, Flash};
+use super::capture::about;
 use super::card::{self, OpenCard, Permissions};
 use super::exit::Exit;
 use super::image::{Image, Wishes};
-use super::render::{Screen, error_object, human_seconds};
+use super::render::{Screen, clean, error_object, human_seconds};
 use crate::device::{self, Target};
 use crate::error::{Error, Result};
 use crate::flash::{self, CardReport, ExpandTo, Expansion, Options, Slot};
@@ -52,13 +54,14 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
     for card in cards {
         card::release(card, screen);
     }
-    let reports = reports?;
+    let reports = reports.map_err(|error| about(Path::new(&image.name), error))?;
     let seconds = begun.elapsed().as_secs_f64();
     let text = table(&targets, &reports, seconds);
     screen.result(&text, &object(&image, &targets, &reports, seconds));
     let mut exit = Exit::Done;
-    for error in reports.iter().filter_map(|report| report.error.as_ref()) {
-        screen.complain(error);
+    for (target, report) in targets.iter().zip(&reports) {
+        let Some(error) = &report.error else { continue };
+        screen.complain_of(&name(target), error);
         if exit == Exit::Done {
             exit = Exit::of(error);
         }
@@ -73,10 +76,7 @@ fn write(
     cards: &[OpenCard],
     screen: &Screen,
 ) -> Result<Vec<CardReport>> {
-    let names: Vec<_> = targets
-        .iter()
-        .map(|target| device::safety::sanitize(&target.path().to_string_lossy()))
-        .collect();
+    let names: Vec<_> = targets.iter().map(name).collect();
     let lanes: Vec<_> = names.iter().map(|name| screen.lane(name)).collect();
     let slots: Vec<_> = cards
         .iter()
@@ -108,6 +108,11 @@ fn write(
     flash::flash(&*image.source, image.map.as_ref(), &slots, &options)
 }
 
+/// A target by the path that the user gave.
+fn name(target: &Target) -> String {
+    clean(&target.path().to_string_lossy())
+}
+
 /// One line for each card.
 fn table(targets: &[Target], reports: &[CardReport], seconds: f64) -> String {
     let mut rows = vec![["card", "written", "read back", "expanded", "result"].map(String::from)];
@@ -119,7 +124,7 @@ fn table(targets: &[Target], reports: &[CardReport], seconds: f64) -> String {
         };
         let expanded = report.expansion.as_ref().map(grown);
         rows.push([
-            device::safety::sanitize(&target.path().to_string_lossy()),
+            name(target),
             human_bytes(report.written),
             read_back,
             expanded.unwrap_or_else(|| "-".into()),

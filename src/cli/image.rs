@@ -9,6 +9,12 @@ use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::flash::{FileSource, ImageSource, StreamSource};
 
+/// The most bytes of a block map that is fetched: far more than one of a card that is full of holes.
+const LARGEST_MAP: u64 = 64 << 20;
+
+/// The most bytes of a checksum file that is fetched.
+const LARGEST_SUM: u64 = 64 << 10;
+
 /// An image to be read.
 pub struct Image {
     /// What messages call it.
@@ -71,16 +77,11 @@ impl Image {
         let remote = Remote::new(url, screen.interrupt());
         let map = match wishes.bmap {
             Some(map) => Some(read_map(map)?),
-            None => None,
+            None if wishes.no_bmap => None,
+            None => remote_map(&remote, screen)?,
         };
         let sha256 = match wishes.sha256 {
-            None => match remote.beside(".sha256")? {
-                Some(text) => {
-                    screen.say(&format!("using the checksum {url}.sha256"));
-                    Some(parse_sha256(&text, url)?)
-                }
-                None => None,
-            },
+            None => remote_sha256(&remote, screen)?,
             given => given,
         };
         Ok(Self {
@@ -90,6 +91,35 @@ impl Image {
             path: None,
         })
     }
+}
+
+/// Fetches the block map that lies beside an image on the web, under one of the names that it may have
+/// beside a file.
+fn remote_map(remote: &Remote, screen: &Screen) -> Result<Option<Bmap>> {
+    let Some((folder, name)) = remote.name() else {
+        return Ok(None);
+    };
+    for name in maps_beside(Path::new(name)) {
+        let url = format!("{folder}{}", name.display());
+        if let Some(xml) = remote.beside(url.clone(), LARGEST_MAP)? {
+            screen.say(&format!("using the block map {url}"));
+            let map = Bmap::parse(&xml).map_err(|error| error.within(&url))?;
+            return Ok(Some(map));
+        }
+    }
+    Ok(None)
+}
+
+fn remote_sha256(remote: &Remote, screen: &Screen) -> Result<Option<[u8; 32]>> {
+    let Some((folder, name)) = remote.name() else {
+        return Ok(None);
+    };
+    let url = format!("{folder}{name}.sha256");
+    let Some(text) = remote.beside(url.clone(), LARGEST_SUM)? else {
+        return Ok(None);
+    };
+    screen.say(&format!("using the checksum {url}"));
+    parse_sha256(&text, &url).map(Some)
 }
 
 fn read_map(path: &Path) -> Result<Bmap> {

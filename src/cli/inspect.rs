@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::args::Inspect;
-use super::capture::{Opened, plan_text};
+use super::capture::{Opened, about, plan_text};
 use super::exit::Exit;
-use super::render::Screen;
+use super::render::{Screen, clean};
 use crate::capture::{PartitionSummary, PlanOptions, Summary};
 use crate::device::{SourceOptions, safety::sanitize};
 use crate::error::Result;
@@ -29,7 +29,8 @@ pub fn run(args: &Inspect, screen: &Screen) -> Result<Exit> {
         ..PlanOptions::default()
     };
     let source: Arc<dyn ReadAt> = opened.file.clone();
-    let inspection = inspect(&source, &options, WIDTH, screen)?;
+    let inspection =
+        inspect(&source, &options, WIDTH, screen).map_err(|error| about(&args.source, error))?;
     // What is drawn is drawn here; numbers say more to a program.
     let object = serde_json::to_value(&inspection)
         .map_err(|error| crate::error::Error::internal("writing JSON").with_source(error))?;
@@ -44,7 +45,7 @@ fn text(path: &Path, inspection: &Inspection) -> String {
     let plan = &inspection.plan;
     let mut text = format!(
         "{}: {}, {}\n",
-        sanitize(&path.display().to_string()),
+        clean(&path.display().to_string()),
         human_bytes(plan.source_bytes),
         table(plan)
     );

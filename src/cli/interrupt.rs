@@ -1,6 +1,11 @@
-//! Ctrl-C, SIGTERM and SIGHUP set a flag; the work sees it at its next step and cleans up.
+//! Ctrl-C, SIGTERM and SIGHUP set a flag; the work sees it at its next step and cleans up. A second
+//! one does not wait for that: a failing card can take a minute for one step.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::exit::Exit;
+use crate::capture;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -9,6 +14,12 @@ static STOP: AtomicBool = AtomicBool::new(false);
 pub struct Interrupt(());
 
 impl Interrupt {
+    /// For tests: nobody asks.
+    #[cfg(test)]
+    pub fn none() -> Self {
+        Self(())
+    }
+
     pub fn requested(self) -> bool {
         STOP.load(Ordering::Relaxed)
     }
@@ -16,6 +27,13 @@ impl Interrupt {
 
 /// Takes over the signals. Where that fails, they end the program as they always did.
 pub fn install() -> Interrupt {
-    let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed));
+    let _ = ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            capture::remove_unfinished();
+            // Not through the screen, which may be held by a thread that waits.
+            let _ = writeln!(std::io::stderr(), "pishrink: stopped at once");
+            std::process::exit(Exit::Interrupted as i32);
+        }
+    });
     Interrupt(())
 }

@@ -91,8 +91,18 @@ impl Screen {
 
     /// Prints an error for a person only.
     pub fn complain(&self, error: &Error) {
+        self.complain_of("", error);
+    }
+
+    /// The same of one of several things, by name.
+    pub fn complain_of(&self, name: &str, error: &Error) {
         let hint = error.hint().map(|hint| format!("; {hint}"));
-        let line = format!("pishrink: {}{}", error.one_line(), hint.unwrap_or_default());
+        let text = error.one_line();
+        let name = match name.is_empty() || text.contains(name) {
+            true => String::new(),
+            false => format!("{name}: "),
+        };
+        let line = format!("pishrink: {name}{text}{}", hint.unwrap_or_default());
         // A closed standard error is no reason to fail.
         let _ = writeln!(std::io::stderr(), "{}", clean(&line));
     }

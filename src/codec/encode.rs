@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 /// that a reader finds the output truncated.
 ///
 /// Peak memory at default level with `n` threads: gzip 2 MiB + 3 MiB · n, zstd 36 MiB + 13 MiB · n
-/// (at most 150 MiB), xz 170 MiB · n (it grows with the level, to 1.25 GiB · n at 9).
+/// (at most 150 MiB), xz 380 MiB · n (fewer threads where that
+/// would be more than 4 GiB).
 pub struct Encoder<W: Write> {
     codec: Codec,
     packer: Packer<W>,

@@ -4,35 +4,15 @@ use std::fs;
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Codec, Decoder, Encoder};
 use crate::error::{ErrorKind, Result};
+use crate::scratch::Scratch;
 
-/// A folder of a test's own, removed at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let own = format!("pishrink-codec-{name}-{}-{count}", std::process::id());
-        let path = std::env::temp_dir().join(own);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.0.join(name);
-        fs::write(&path, bytes).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn put(scratch: &Scratch, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = scratch.path(name);
+    fs::write(&path, bytes).unwrap();
+    path
 }
 
 /// Reproducible numbers (splitmix64).
@@ -139,7 +119,7 @@ fn packed_by_tools(bytes: &[u8]) -> Vec<(&'static str, Codec, Vec<u8>)> {
     let by = |program, args: &[&str], input| tool(program, args, input).expect(program);
     let xz_blocks = by("xz", &["-T2", "-1", "--block-size=100000"], bytes);
     let scratch = Scratch::new("zip");
-    let path = scratch.file("card image.img", bytes);
+    let path = put(&scratch, "card image.img", bytes);
     let path = path.to_str().unwrap();
     let mut multi_xz = by("xz", &["-0"], one);
     multi_xz.extend([0; 8]);
@@ -364,8 +344,8 @@ fn sizes_are_known_where_the_format_has_them() {
 #[test]
 fn a_zip_with_two_files_is_refused_by_name() {
     let scratch = Scratch::new("two");
-    let image = scratch.file("one.img", &image(50_000, 10));
-    let other = scratch.file("two.txt", b"read me");
+    let image = put(&scratch, "one.img", &image(50_000, 10));
+    let other = put(&scratch, "two.txt", b"read me");
     let paths = [image, other].map(|path| path.to_str().unwrap().to_owned());
     let packed = tool("zip", &["-j", "-q", "-", &paths[0], &paths[1]], b"").unwrap();
     for outcome in [unpack_stream(&packed), unpack_file(&packed)] {
@@ -380,6 +360,18 @@ fn a_zip_with_two_files_is_refused_by_name() {
     for outcome in [unpack_stream(&locked), unpack_file(&locked)] {
         assert!(outcome.unwrap_err().to_string().contains("encrypted"));
     }
+}
+
+#[test]
+fn a_zip_whose_file_starts_past_the_end_is_damaged() {
+    let scratch = Scratch::new("past");
+    let file = put(&scratch, "one.img", &image(5_000, 12));
+    let mut packed = tool("zip", &["-j", "-q", "-", file.to_str().unwrap()], b"").unwrap();
+    // The length of the local header's extra field.
+    packed[29] = 0xB9;
+    let error = unpack_file(&packed).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsound);
+    assert!(error.to_string().contains("local header"), "{error}");
 }
 
 #[test]

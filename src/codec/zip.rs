@@ -62,13 +62,15 @@ pub(super) fn find(file: impl Read + Seek + Send + 'static) -> Result<(Entry, Pa
         packed: entry.compressed_size(),
         unpacked: entry.size(),
     };
-    let start = entry
-        .data_start()
-        .ok_or_else(|| Error::unsound("the zip archive's local header is damaged"))?;
+    let start = entry.data_start();
     drop(entry);
     let mut file = archive.into_inner();
-    file.seek(SeekFrom::Start(start))
-        .map_err(|error| Error::io("reading the image", error))?;
+    let failed = |error| Error::io("reading the image", error);
+    let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    let start = start
+        .filter(|&start| start <= len)
+        .ok_or_else(|| Error::unsound("the zip archive's local header is damaged"))?;
+    file.seek(SeekFrom::Start(start)).map_err(failed)?;
     let packed = file.take(known.packed);
     let mut found =
         Entry::new(method, Some(known)).map_err(|fault| fault.at(super::Codec::Zip, start, 0))?;

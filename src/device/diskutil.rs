@@ -252,7 +252,12 @@ impl Info {
             "SATA" | "ATA" | "ATAPI" => Bus::Sata,
             "PCI-Express" | "PCI" | "Apple Fabric" | "NVMe" => Bus::Nvme,
             "Thunderbolt" => Bus::Thunderbolt,
-            "SCSI" | "SAS" | "FireWire" | "Fibre Channel Interface" => Bus::Scsi,
+            "SCSI"
+            | "SCSI Parallel Interface"
+            | "SAS"
+            | "Serial Attached SCSI"
+            | "FireWire"
+            | "Fibre Channel Interface" => Bus::Scsi,
             "Disk Image" | "Virtual Interface" => Bus::Loop,
             _ if self.text("VirtualOrPhysical").as_deref() == Some("Virtual") => Bus::Mapped,
             _ => Bus::Other,
@@ -462,6 +467,139 @@ mod tests {
         assert_eq!(part.volumes.len(), 1);
         let image = device(include_bytes!("../../testdata/diskutil/info-image.plist"));
         assert_eq!((image.bus, image.removable), (Bus::Loop, false));
+    }
+
+    /// The layout of disks that are given as name, and what comes after it in `diskutil list`.
+    fn layout(disks: &[(&str, &str)]) -> Layout {
+        let disks: String = disks
+            .iter()
+            .map(|(name, more)| {
+                format!(
+                    "<dict><key>DeviceIdentifier</key><string>{name}</string>\
+                     <key>Size</key><integer>500107862016</integer>{more}</dict>"
+                )
+            })
+            .collect();
+        let plist = format!(
+            "<plist version=\"1.0\"><dict><key>AllDisksAndPartitions</key>\
+             <array>{disks}</array></dict></plist>"
+        );
+        Layout::parse(plist.as_bytes()).unwrap()
+    }
+
+    /// A disk of 500 GB with these keys in `diskutil info`; `!` in front of one says false.
+    fn info(name: &str, bus: &str, flags: &[&str]) -> Info {
+        let flags: String = flags
+            .iter()
+            .map(|flag| match flag.strip_prefix('!') {
+                Some(flag) => format!("<key>{flag}</key><false/>"),
+                None => format!("<key>{flag}</key><true/>"),
+            })
+            .collect();
+        let plist = format!(
+            "<plist version=\"1.0\"><dict><key>DeviceIdentifier</key><string>{name}</string>\
+             <key>BusProtocol</key><string>{bus}</string><key>DeviceBlockSize</key>\
+             <integer>512</integer><key>TotalSize</key><integer>500107862016</integer>\
+             {flags}</dict></plist>"
+        );
+        Info::parse(plist.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_can_be_taken_out() {
+        let disks = layout(&[("disk2", "")]);
+        for (bus, flags, expected) in [
+            (
+                "USB",
+                &["!Internal", "!RemovableMedia"][..],
+                (Bus::Usb, true),
+            ),
+            ("USB", &["Internal", "RemovableMedia"], (Bus::Usb, true)),
+            // Some Macs hang their own keyboard's or camera's storage on USB.
+            ("USB", &["Internal", "!RemovableMedia"], (Bus::Usb, false)),
+            (
+                "Secure Digital",
+                &["Internal", "RemovableMedia"],
+                (Bus::Mmc, true),
+            ),
+            (
+                "PCI-Express",
+                &["Internal", "!RemovableMedia"],
+                (Bus::Nvme, false),
+            ),
+            ("Thunderbolt", &["!Internal"], (Bus::Thunderbolt, false)),
+            ("SATA", &["Internal", "!RemovableMedia"], (Bus::Sata, false)),
+            ("SCSI Parallel Interface", &[], (Bus::Scsi, false)),
+            ("Disk Image", &["RemovableMedia"], (Bus::Loop, false)),
+            ("Something New", &["Internal"], (Bus::Other, false)),
+        ] {
+            let device = disks.device(&info("disk2", bus, flags), &|_| true).unwrap();
+            assert_eq!((device.bus, device.removable), expected, "{bus} {flags:?}");
+            assert_eq!(device.size, 500_107_862_016);
+        }
+    }
+
+    #[test]
+    fn disks_without_a_table_and_disks_with_containers() {
+        let mount = |place: &str| format!("<key>MountPoint</key><string>{place}</string>");
+        let store = |name: &str| {
+            format!(
+                "<key>APFSPhysicalStores</key><array><dict><key>DeviceIdentifier</key>\
+                 <string>{name}</string></dict></array>"
+            )
+        };
+        let volume = |name: &str, place: &str| {
+            format!(
+                "<key>APFSVolumes</key><array><dict><key>DeviceIdentifier</key>\
+                 <string>{name}</string>{}</dict></array>",
+                mount(place)
+            )
+        };
+        let part = |name: &str| {
+            format!(
+                "<key>Partitions</key><array><dict><key>DeviceIdentifier</key>\
+                 <string>{name}</string></dict></array>"
+            )
+        };
+        let disks = layout(&[
+            ("disk2", &mount("/Volumes/NO NAME")),
+            ("disk3", &part("disk3s2")),
+            (
+                "disk4",
+                &(store("disk3s2") + &volume("disk4s1", "/Volumes/Backup")),
+            ),
+            ("disk5", &part("disk5s1")),
+            (
+                "disk6",
+                &(store("disk5s1") + &volume("disk6s1", "/System/Volumes/Data")),
+            ),
+            // A name that would lead elsewhere is none.
+            ("disk7/../x", &mount("/Volumes/X")),
+        ]);
+        let usb = |name: &str| {
+            let info = info(name, "USB", &["!Internal"]);
+            disks.device(&info, &|_| true).unwrap()
+        };
+        let whole = usb("disk2");
+        assert_eq!(whole.volumes.len(), 1);
+        assert_eq!(whole.volumes[0].path, Path::new("/dev/disk2"));
+        assert_eq!(
+            whole.volumes[0].mount_points,
+            [Path::new("/Volumes/NO NAME")]
+        );
+        // What is mounted of the container keeps the disk below it busy.
+        let backup = usb("disk3");
+        assert_eq!(
+            backup.volumes[0].mount_points,
+            [Path::new("/Volumes/Backup")]
+        );
+        assert!(!backup.system);
+        assert_eq!(disks.containers("disk3").collect::<Vec<_>>(), ["disk4"]);
+        assert!(disks.lies_on("disk4s1", "disk3"));
+        assert_eq!(usb("disk4").bus, Bus::Mapped);
+        // A Mac that started from an external disk.
+        assert!(usb("disk5").system && usb("disk6").system);
+        assert!(disks.names().all(|name| !name.contains('/')));
     }
 
     #[test]

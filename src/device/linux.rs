@@ -47,9 +47,13 @@ pub(super) fn describe(path: &Path) -> Result<DeviceInfo> {
     if !meta.file_type().is_block_device() {
         return Err(not_a_device(path));
     }
-    let number = meta.rdev();
-    let number = (rustix::fs::major(number), rustix::fs::minor(number));
-    snapshot()?.find(number).ok_or_else(|| not_a_device(path))
+    snapshot()?
+        .find(split(meta.rdev()))
+        .ok_or_else(|| not_a_device(path))
+}
+
+fn split(number: u64) -> (u32, u32) {
+    (rustix::fs::major(number), rustix::fs::minor(number))
 }
 
 fn snapshot() -> Result<Snapshot> {
@@ -63,7 +67,8 @@ fn snapshot() -> Result<Snapshot> {
         .map_err(|error| Error::io("cannot read /sys/class/block", error))
 }
 
-pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<()> {
+/// What is unmounted stays so: nothing has to be held.
+pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<Vec<File>> {
     for volume in volumes {
         // The last mount may lie on the first.
         for place in volume.mount_points.iter().rev() {
@@ -99,7 +104,7 @@ pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<()> {
             })?;
         }
     }
-    Ok(())
+    Ok(vec![])
 }
 
 fn unmount_patiently(place: &Path) -> io::Result<()> {
@@ -115,8 +120,11 @@ fn unmount_patiently(place: &Path) -> io::Result<()> {
 }
 
 pub(super) fn holds(info: &DeviceInfo, path: &Path) -> Result<bool> {
-    match path.canonicalize() {
-        Ok(path) => Ok(snapshot()?.holds(&info.name, &path)),
+    let found = path
+        .canonicalize()
+        .and_then(|path| fs::metadata(&path).map(|meta| (path, meta.dev())));
+    match found {
+        Ok((path, number)) => Ok(snapshot()?.holds(&info.name, &path, Some(split(number)))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(explain(error, "find", path)),
     }

@@ -1,7 +1,7 @@
 //! macOS: `diskutil` for the list and for unmounting, raw devices, `authopen` for those who are not root.
 //!
 //! A raw device (`/dev/rdisk4`) takes whole blocks only, tells its size by ioctl (stat says 0), and fails
-//! `F_FULLFSYNC` with ENOTTY: that is why nothing here goes through `File::sync_all`.
+//! `F_FULLFSYNC` with ENOTTY: that is why [`sync`] tells it from a file.
 
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
@@ -13,8 +13,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, OFlags};
-use rustix::io::Errno;
-use rustix::ioctl::{Getter, Opcode, opcode};
+use rustix::io::{Errno, FdFlags};
+use rustix::ioctl::{Getter, NoArg, Opcode, opcode};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::diskutil::{Info, Layout, whole_name};
@@ -25,6 +25,7 @@ use super::{Access, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, ErrorKind, Result};
 
 // sys/disk.h
+const DKIOCSYNCHRONIZECACHE: Opcode = opcode::none(b'd', 22);
 const DKIOCGETBLOCKSIZE: Opcode = opcode::read::<u32>(b'd', 24);
 const DKIOCGETBLOCKCOUNT: Opcode = opcode::read::<u64>(b'd', 25);
 const DKIOCGETMAXBYTECOUNTREAD: Opcode = opcode::read::<u64>(b'd', 70);
@@ -96,7 +97,8 @@ fn device_name(path: &Path) -> Result<Option<String>> {
         .map(str::to_owned))
 }
 
-pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<()> {
+/// What is unmounted stays so until the disk is closed by its last writer: nothing has to be held.
+pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<Vec<File>> {
     let mut commands = Vec::new();
     if info.is_partition {
         commands.extend(
@@ -122,7 +124,7 @@ pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<()> {
             )
         })?;
     }
-    Ok(())
+    Ok(vec![])
 }
 
 pub(super) fn holds(info: &DeviceInfo, path: &Path) -> Result<bool> {
@@ -288,14 +290,26 @@ fn receive_file(socket: &UnixStream) -> io::Result<Option<File>> {
         RecvAncillaryMessage::ScmRights(mut files) => files.next(),
         _ => None,
     });
-    Ok(files.next().map(File::from))
+    let Some(file) = files.next() else {
+        return Ok(None);
+    };
+    // No flag of recvmsg does that here: diskutil must not inherit it and keep the disk busy.
+    rustix::io::fcntl_setfd(&file, FdFlags::CLOEXEC)?;
+    Ok(Some(File::from(file)))
 }
 
-/// fsync(2): what it guarantees is that a raw device has the data, whose writes pass no cache.
 pub(super) fn sync(file: &File) -> io::Result<()> {
-    match rustix::io::retry_on_intr(|| rustix::fs::fsync(file)) {
-        // Some raw devices have nothing to sync, and say so.
-        Ok(()) | Err(Errno::NOTTY | Errno::INVAL) => Ok(()),
+    if file.metadata()?.is_file() {
+        // F_FULLFSYNC, which has the disk empty its cache as well; fsync(2) alone does not.
+        return file.sync_all();
+    }
+    // For a raw device fsync(2) does nothing, and F_FULLFSYNC is refused. Its writes pass no cache of the
+    // system's, and this has the device empty its own.
+    // SAFETY: DKIOCSYNCHRONIZECACHE takes no argument.
+    let flush = || unsafe { rustix::ioctl::ioctl(file, NoArg::<DKIOCSYNCHRONIZECACHE>::new()) };
+    match rustix::io::retry_on_intr(flush) {
+        // Devices without a cache say that they know no such request.
+        Ok(()) | Err(Errno::NOTTY | Errno::NOTSUP | Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

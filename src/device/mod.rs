@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Each operating system has one file with the same function list (`linux`, `macos`, `windows`); what
-//! decodes text or bytes of a system (`sysfs`, `diskutil`, `storage_query`) is tested on all of them. This is the only part of the crate that may use `unsafe`.
+//! decodes text or bytes of a system (`sysfs`, `diskutil`, `storage_query`) is tested on all of them.
+//! This is the only part of the crate that may use `unsafe`.
 
 mod aligned;
 #[cfg(any(target_os = "macos", test))]
@@ -176,17 +177,24 @@ pub fn mounts_of(path: &Path) -> Result<Vec<Volume>> {
     Ok(describe(path)?.mounted().cloned().collect())
 }
 
-/// Unmounts `volumes` of the device `info`, all their mount points.
+/// Unmounts `volumes` of the device `info`, all their mount points. (Windows mounts them again when
+/// somebody looks at them.)
 ///
 /// # Errors
 /// `Refused` with what to do if one is in use, `Io` else.
 pub fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<()> {
-    os::unmount(info, volumes)
+    os::unmount(info, volumes).map(drop)
 }
 
 /// Returns how many bytes this user can still write to the file system of the folder `dir`.
 pub fn free_space(dir: &Path) -> Result<u64> {
     os::free_space(dir).map_err(|error| os::explain(error, "ask the free space of", dir))
+}
+
+/// Has the system keep long runs of zeros in `file`, which is empty yet, as holes. Best effort: most
+/// systems do so by themselves.
+pub fn make_sparse(file: &File) {
+    os::make_sparse(file);
 }
 
 /// Do both paths name the same file or device? A path that names nothing is no other.

@@ -157,21 +157,23 @@ pub fn open_source(path: &Path, options: &SourceOptions) -> Result<SourceFile> {
         PathKind::Device => {
             let mut info = describe(path)?;
             let actions = safety::assess_source(&info, options)?;
+            let mut unmounted = Vec::new();
             if !actions.unmount.is_empty() {
-                os::unmount(&info, &actions.unmount)?;
+                unmounted = os::unmount(&info, &actions.unmount)?;
                 info = describe(path)?;
             }
             if info.size == 0 {
                 return Err(no_medium(&info));
             }
-            let (disk, _, _held) = over(os::open_device(&info, Access::Read)?, path);
+            let (disk, _, mut held) = over(os::open_device(&info, Access::Read)?, path);
+            held.append(&mut unmounted);
             // What the cache holds of the device may be older than what its file systems wrote. This
             // writes out and forgets clean pages only; without the right to do it, reading still works.
             let _ = os::drop_cache(&disk.inner().file, true);
             Ok(SourceFile {
                 disk,
                 info: Some(info),
-                _held,
+                _held: held,
             })
         }
     }
@@ -243,7 +245,13 @@ pub fn open_target(target: &Target, options: &TargetOptions) -> Result<OpenTarge
         Target::File(path) => (os::open_file(path, access)?, None),
         Target::Device(info) => {
             let now = free_device(info)?;
-            (os::open_device(&now, access)?, Some(now))
+            let opened = os::open_device(&now, access)?;
+            // Between the look and the opening another device may have got the name; from here on it
+            // is held.
+            if !describe(&now.path)?.is_same_medium(&now) {
+                return Err(changed(&now));
+            }
+            (opened, Some(now))
         }
     };
     if opened.len == 0 {

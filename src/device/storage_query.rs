@@ -87,6 +87,14 @@ pub(super) fn drive_number(path: &str) -> Option<u32> {
     valid.then(|| digits.parse().ok())?
 }
 
+/// Returns `C:\…` for `\\?\C:\…`, and anything else as it is.
+pub(super) fn without_prefix(path: &str) -> &str {
+    match path.strip_prefix(r"\\?\") {
+        Some(rest) if rest.as_bytes().get(1) == Some(&b':') => rest,
+        _ => path,
+    }
+}
+
 /// STORAGE_BUS_TYPE
 fn bus_of(number: u32) -> Bus {
     match number {
@@ -206,6 +214,24 @@ mod tests {
         bytes[24..32].copy_from_slice(&31_914_983_424_u64.to_le_bytes());
         assert_eq!(geometry(&bytes), Some((4096, 31_914_983_424)));
         assert_eq!(physical_sector(&bytes), Some(4096));
+    }
+
+    #[test]
+    fn paths_as_people_write_them() {
+        for (path, plain) in [
+            (r"\\?\C:\", r"C:\"),
+            (r"\\?\d:\mount\point\", r"d:\mount\point\"),
+            (r"C:\", r"C:\"),
+            (r"\\?\UNC\server\share\", r"\\?\UNC\server\share\"),
+            (
+                r"\\?\Volume{b75e2c83-0000-0000-0000-602f00000000}\",
+                r"\\?\Volume{b75e2c83-0000-0000-0000-602f00000000}\",
+            ),
+            (r"\\?\", r"\\?\"),
+            (r"\\?\ü:", r"\\?\ü:"),
+        ] {
+            assert_eq!(without_prefix(path), plain);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::windows::ffi::{OsStrExt, OsStringExt};
-use std::os::windows::fs::{FileExt, OpenOptionsExt};
+use std::os::windows::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::windows::io::AsRawHandle;
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -16,17 +16,17 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use windows_sys::Win32::Foundation::{
-    ERROR_ACCESS_DENIED, ERROR_CRC, ERROR_DEVICE_NOT_CONNECTED, ERROR_IO_DEVICE,
-    ERROR_LOCK_VIOLATION, ERROR_NO_MEDIA_IN_DRIVE, ERROR_NO_SUCH_DEVICE, ERROR_NOT_READY,
-    ERROR_SHARING_VIOLATION, ERROR_WRITE_PROTECT, GENERIC_READ, GENERIC_WRITE, HANDLE,
-    INVALID_HANDLE_VALUE,
+    ERROR_ACCESS_DENIED, ERROR_CRC, ERROR_DEVICE_NOT_CONNECTED, ERROR_INVALID_FUNCTION,
+    ERROR_IO_DEVICE, ERROR_LOCK_VIOLATION, ERROR_NO_MEDIA_IN_DRIVE, ERROR_NO_SUCH_DEVICE,
+    ERROR_NOT_READY, ERROR_SHARING_VIOLATION, ERROR_WRITE_PROTECT, GENERIC_READ, GENERIC_WRITE,
+    HANDLE, INVALID_HANDLE_VALUE,
 };
 use windows_sys::Win32::Storage::FileSystem::{
-    BY_HANDLE_FILE_INFORMATION, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_NO_BUFFERING,
-    FILE_FLAG_SEQUENTIAL_SCAN, FILE_FLAG_WRITE_THROUGH, FILE_SHARE_DELETE, FILE_SHARE_READ,
-    FILE_SHARE_WRITE, FindFirstVolumeW, FindNextVolumeW, FindVolumeClose, GetDiskFreeSpaceExW,
-    GetFileInformationByHandle, GetVolumeInformationW, GetVolumeNameForVolumeMountPointW,
-    GetVolumePathNameW, GetVolumePathNamesForVolumeNameW,
+    BY_HANDLE_FILE_INFORMATION, FILE_ATTRIBUTE_SPARSE_FILE, FILE_FLAG_BACKUP_SEMANTICS,
+    FILE_FLAG_NO_BUFFERING, FILE_FLAG_SEQUENTIAL_SCAN, FILE_FLAG_WRITE_THROUGH, FILE_SHARE_DELETE,
+    FILE_SHARE_READ, FILE_SHARE_WRITE, FindFirstVolumeW, FindNextVolumeW, FindVolumeClose,
+    GetDiskFreeSpaceExW, GetFileInformationByHandle, GetVolumeInformationW,
+    GetVolumeNameForVolumeMountPointW, GetVolumePathNameW, GetVolumePathNamesForVolumeNameW,
 };
 use windows_sys::Win32::System::IO::DeviceIoControl;
 use windows_sys::Win32::System::Ioctl::{
@@ -38,7 +38,9 @@ use windows_sys::Win32::System::Ioctl::{
 use windows_sys::Win32::System::SystemInformation::GetSystemWindowsDirectoryW;
 
 use super::open::expect_device;
-use super::storage_query::{Descriptor, Extent, drive_number, extents, geometry, physical_sector};
+use super::storage_query::{
+    Descriptor, Extent, drive_number, extents, geometry, physical_sector, without_prefix,
+};
 use super::{Access, Bus, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, Result};
 
@@ -243,16 +245,18 @@ fn system_disks(volumes: &[FoundVolume]) -> Vec<u32> {
 fn disks_under(path: &Path, volumes: &[FoundVolume]) -> Vec<u32> {
     let (mut root, mut name) = ([0_u16; 1024], [0_u16; 261]);
     let path = wide(path);
-    // SAFETY: the texts end with 0, the buffers are as long as is said.
+    // SAFETY: the text ends with 0, the buffer is as long as is said.
+    if unsafe { GetVolumePathNameW(path.as_ptr(), root.as_mut_ptr(), root.len() as u32) } == 0 {
+        return vec![];
+    }
+    // Documented for drives and folders as people write them, not for `\\?\C:\`.
+    let root = narrow(&root);
+    let root = wide(Path::new(without_prefix(&root.to_string_lossy())));
+    // SAFETY: as above.
     let found = unsafe {
-        GetVolumePathNameW(path.as_ptr(), root.as_mut_ptr(), root.len() as u32) != 0
-            && GetVolumeNameForVolumeMountPointW(
-                root.as_ptr(),
-                name.as_mut_ptr(),
-                name.len() as u32,
-            ) != 0
+        GetVolumeNameForVolumeMountPointW(root.as_ptr(), name.as_mut_ptr(), name.len() as u32)
     };
-    if !found {
+    if found == 0 {
         return vec![];
     }
     let name = narrow(&name)
@@ -266,11 +270,13 @@ fn disks_under(path: &Path, volumes: &[FoundVolume]) -> Vec<u32> {
         .collect()
 }
 
-pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<()> {
-    // Locked for a moment only, to tell early if it is in use: `open_device` locks again and keeps it.
+/// Locks and dismounts the volumes as long as the returned handles are open. Whoever looks at one later
+/// mounts it again.
+pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<Vec<File>> {
     volumes
         .iter()
-        .try_for_each(|volume| lock(info, &volume.path).map(drop))
+        .map(|volume| lock(info, &volume.path))
+        .collect()
 }
 
 /// Locks and dismounts a volume, as long as the returned handle is open.
@@ -376,21 +382,16 @@ pub(super) fn open_device(info: &DeviceInfo, access: Access) -> Result<Opened> {
         path,
         path_kind(path).map_err(|error| explain(error, "open", path))?,
     )?;
+    // A volume without a letter counts as well: all that lies under a write must be locked. A source's
+    // have been locked by `unmount`, or the user wants it read as it is.
     let mut held = Vec::new();
-    let number = number_of(path);
-    for volume in volumes() {
-        if !volume
-            .extents
-            .iter()
-            .any(|extent| Some(extent.disk) == number)
-        {
-            continue;
-        }
-        match lock(info, &volume.path) {
-            Ok(file) => held.push(file),
-            // A source may be read while it is mounted, if the user said so.
-            Err(_) if access == Access::Read => {}
-            Err(error) => return Err(error),
+    if access != Access::Read {
+        let number = number_of(path);
+        for volume in volumes() {
+            let mut extents = volume.extents.iter();
+            if extents.any(|extent| Some(extent.disk) == number) {
+                held.push(lock(info, &volume.path)?);
+            }
         }
     }
     let (rights, flags) = match access {
@@ -458,7 +459,11 @@ pub(super) fn write_at(file: &File, buf: &[u8], offset: u64) -> io::Result<usize
 }
 
 pub(super) fn sync(file: &File) -> io::Result<()> {
-    file.sync_all()
+    match file.sync_all() {
+        // Some drivers of readers know no such request; writes to a drive go through its cache anyway.
+        Err(error) if is_code(&error, ERROR_INVALID_FUNCTION) => Ok(()),
+        result => result,
+    }
 }
 
 /// Unbuffered handles leave nothing behind.
@@ -467,7 +472,12 @@ pub(super) fn drop_cache(_file: &File, _device: bool) -> io::Result<()> {
 }
 
 pub(super) fn discard(file: &File, device: bool, start: u64, len: u64) -> io::Result<bool> {
-    write_zeroes(file, device, start, len)
+    // In a file that is not sparse it would write the zeros.
+    let sparse = || {
+        file.metadata()
+            .map(|meta| meta.file_attributes() & FILE_ATTRIBUTE_SPARSE_FILE != 0)
+    };
+    Ok(!device && sparse()? && write_zeroes(file, device, start, len)?)
 }
 
 pub(super) fn write_zeroes(file: &File, device: bool, start: u64, len: u64) -> io::Result<bool> {

@@ -2,11 +2,45 @@
 
 use std::ops::Range;
 
-/// One bit a block, in memory: 32 KiB for each GiB at 4 KiB blocks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Bits in one [`Chunk`]: a group's blocks, at 4 KiB.
+const CHUNK: u64 = 32768;
+const WORDS: usize = (CHUNK / 64) as usize;
+
+/// One bit a block, in memory: 32 KiB for each GiB at 4 KiB blocks, and next to nothing where all
+/// bits of a long stretch are the same.
+#[derive(Clone, Debug)]
 pub struct Bitmap {
     len: u64,
-    words: Vec<u64>,
+    chunks: Vec<Chunk>,
+}
+
+/// A stretch of [`CHUNK`] bits.
+#[derive(Clone, Debug)]
+enum Chunk {
+    /// All bits have this value.
+    Same(bool),
+    Mixed(Box<[u64; WORDS]>),
+}
+
+impl Chunk {
+    fn word(&self, word: usize) -> u64 {
+        match self {
+            Self::Same(value) => u64::from(*value).wrapping_neg(),
+            Self::Mixed(words) => words[word],
+        }
+    }
+
+    fn words(&mut self) -> &mut [u64; WORDS] {
+        if let Self::Same(value) = self {
+            let word = u64::from(*value).wrapping_neg();
+            *self = Self::Mixed(Box::new([word; WORDS]));
+        }
+        match self {
+            Self::Mixed(words) => words,
+            // OK: changed above.
+            Self::Same(_) => unreachable!("a chunk with words"),
+        }
+    }
 }
 
 impl Bitmap {
@@ -14,7 +48,7 @@ impl Bitmap {
     pub fn new(len: u64) -> Self {
         Self {
             len,
-            words: vec![0; len.div_ceil(64) as usize],
+            chunks: vec![Chunk::Same(false); len.div_ceil(CHUNK) as usize],
         }
     }
 
@@ -27,31 +61,55 @@ impl Bitmap {
     }
 
     pub fn get(&self, bit: u64) -> bool {
-        bit < self.len && self.words[(bit / 64) as usize] >> (bit % 64) & 1 == 1
+        bit < self.len && self.word(bit) >> (bit % 64) & 1 == 1
+    }
+
+    /// Returns the word that holds a bit.
+    fn word(&self, bit: u64) -> u64 {
+        self.chunks[(bit / CHUNK) as usize].word((bit % CHUNK / 64) as usize)
     }
 
     /// Sets `range` (cut to the length) and returns how many of its bits were set before.
     pub fn set_range(&mut self, range: Range<u64>) -> u64 {
-        let mut before = 0;
-        for (word, mask) in masks(range.start..range.end.min(self.len)) {
-            let word = &mut self.words[word];
-            before += u64::from((*word & mask).count_ones());
-            *word |= mask;
-        }
+        let before = self.count(range.clone());
+        self.put_range(range, true);
         before
     }
 
     /// Clears `range` (cut to the length).
     pub fn clear_range(&mut self, range: Range<u64>) {
-        for (word, mask) in masks(range.start..range.end.min(self.len)) {
-            self.words[word] &= !mask;
+        self.put_range(range, false);
+    }
+
+    fn put_range(&mut self, range: Range<u64>, value: bool) {
+        for (chunk, part) in parts(range.start..range.end.min(self.len)) {
+            let chunk = &mut self.chunks[chunk];
+            match chunk {
+                Chunk::Same(same) if *same == value => {}
+                _ if part == (0..CHUNK) => *chunk = Chunk::Same(value),
+                _ => {
+                    let words = chunk.words();
+                    for (word, mask) in masks(part) {
+                        match value {
+                            true => words[word] |= mask,
+                            false => words[word] &= !mask,
+                        }
+                    }
+                }
+            }
         }
     }
 
     /// Returns how many bits of `range` are set.
     pub fn count(&self, range: Range<u64>) -> u64 {
-        masks(range.start..range.end.min(self.len))
-            .map(|(word, mask)| u64::from((self.words[word] & mask).count_ones()))
+        parts(range.start..range.end.min(self.len))
+            .map(|(chunk, part)| match &self.chunks[chunk] {
+                Chunk::Same(false) => 0,
+                Chunk::Same(true) => part.end - part.start,
+                Chunk::Mixed(words) => masks(part)
+                    .map(|(word, mask)| u64::from((words[word] & mask).count_ones()))
+                    .sum(),
+            })
             .sum()
     }
 
@@ -59,7 +117,14 @@ impl Bitmap {
     pub fn next(&self, from: u64, value: bool) -> u64 {
         let mut at = from;
         while at < self.len {
-            let word = self.words[(at / 64) as usize];
+            if let Chunk::Same(same) = self.chunks[(at / CHUNK) as usize] {
+                if same == value {
+                    return at;
+                }
+                at = (at / CHUNK + 1) * CHUNK;
+                continue;
+            }
+            let word = self.word(at);
             let word = if value { word } else { !word } >> (at % 64);
             if word != 0 {
                 return (at + u64::from(word.trailing_zeros())).min(self.len);
@@ -92,6 +157,23 @@ impl Bitmap {
     }
 }
 
+/// Cuts a range at the chunks' ends: which chunk, and which of its bits.
+fn parts(range: Range<u64>) -> impl Iterator<Item = (usize, Range<u64>)> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        if at >= range.end {
+            return None;
+        }
+        let chunk = at / CHUNK;
+        let start = chunk * CHUNK;
+        let stop = range.end.min(start + CHUNK);
+        let part = at - start..stop - start;
+        at = stop;
+        Some((chunk as usize, part))
+    })
+}
+
+/// Cuts a range of a chunk's bits at the words' ends: which word, and which of its bits.
 fn masks(range: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
     let mut at = range.start;
     std::iter::from_fn(move || {
@@ -143,5 +225,60 @@ mod tests {
         bitmap.export(62..126, &mut bytes);
         assert_eq!(bytes, [0xFB, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]);
         assert!(bit(&bytes, 0) && !bit(&bytes, 2) && !bit(&bytes, 64));
+    }
+
+    #[test]
+    fn chunks_are_only_a_way_to_keep_bits() {
+        const LEN: u64 = 5 * CHUNK + 100;
+        let mut bitmap = Bitmap::new(LEN);
+        let mut model = vec![false; LEN as usize];
+        let mut state = 7u64;
+        for round in 0..3000 {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            let mut start = (state >> 33) % LEN;
+            let mut len = 1 << ((state >> 20) % 18);
+            if round % 7 == 0 {
+                // Whole chunks.
+                start = start / CHUNK * CHUNK;
+                len = CHUNK * (1 + state % 3);
+            }
+            let range = start..start + len;
+            let value = state >> 63 == 0;
+            let bits = &mut model[start as usize..range.end.min(LEN) as usize];
+            let before = bits.iter().filter(|&&bit| bit).count() as u64;
+            assert_eq!(bitmap.count(range.clone()), before);
+            bits.fill(value);
+            match value {
+                true => assert_eq!(bitmap.set_range(range.clone()), before),
+                false => bitmap.clear_range(range.clone()),
+            }
+            let next = |from: u64, value| {
+                let found = model[from as usize..].iter().position(|&bit| bit == value);
+                found.map_or(LEN, |at| from + at as u64)
+            };
+            for from in [start, 0, range.end.min(LEN - 1), LEN - 1] {
+                assert_eq!(bitmap.get(from), model[from as usize]);
+                for value in [false, true] {
+                    assert_eq!(bitmap.next(from, value), next(from, value));
+                }
+            }
+        }
+    }
+
+    /// 64 TiB: 2^34 blocks of 4 KiB, whose bits alone would take 2 GiB.
+    #[test]
+    fn long_stretches_take_no_room() {
+        let mut bitmap = Bitmap::new(1 << 34);
+        let middle = (1 << 32) - 5..(1 << 32) + 5;
+        assert_eq!(bitmap.set_range(middle.clone()), 0);
+        assert_eq!(bitmap.set_range(1 << 33..1 << 34), 0);
+        assert_eq!(bitmap.count(0..1 << 34), 10 + (1 << 33));
+        let runs: Vec<_> = bitmap.runs(0..u64::MAX, true).collect();
+        assert_eq!(runs, [middle, 1 << 33..1 << 34]);
+        let mixed = bitmap.chunks.iter();
+        let mixed = mixed.filter(|chunk| matches!(chunk, Chunk::Mixed(_)));
+        assert_eq!(mixed.count(), 2);
     }
 }

@@ -6,14 +6,15 @@
 use std::collections::BTreeMap;
 
 use super::bitmap::set_bits;
+use super::check::batch::for_each_block;
 use super::checksum::{Checksums, crc32c};
 use super::dir;
 use super::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
-use super::inode::{BAD_INO, EA_INODE_FL, INLINE_DATA_FL, Inode, RESIZE_INO};
+use super::inode::{BAD_INO, EA_INODE_FL, INDEX_FL, INLINE_DATA_FL, Inode, RESIZE_INO};
 use super::map::{MapKind, build_pointers, build_tree};
 use super::metadata::{InodeRecord, Metadata};
 use super::orphan::QuotaDelta;
-use super::plan::{FilePlan, ResizePlan, parts};
+use super::plan::{ResizePlan, parts};
 use super::quota;
 use super::raw::put32;
 use super::superblock::{
@@ -63,6 +64,8 @@ pub fn emit(
         overlay: Overlay::new(plan.len()),
         groups: plan.groups.clone(),
         slots: BTreeMap::new(),
+        simple: Vec::new(),
+        reader: SlotReader::default(),
         unstored: Vec::new(),
         quota_deltas: Vec::new(),
     };
@@ -83,7 +86,7 @@ pub fn emit(
     emitter.journal()?;
     emitter.mmp()?;
     emitter.resize_inode()?;
-    emitter.slots();
+    emitter.slots()?;
     emitter.bitmaps();
     emitter.superblocks();
     Ok(emitter.finish())
@@ -133,10 +136,53 @@ struct Emitter<'a> {
     groups: Vec<GroupDesc>,
     /// Slots to write, by new number.
     slots: BTreeMap<InodeNr, Inode>,
+    /// Files whose slot needs no more than new places: new number, and index in the plan.
+    simple: Vec<(InodeNr, u32)>,
+    reader: SlotReader,
     /// Blocks in use that need not be stored: (first, length).
     unstored: Vec<(BlockNr, u64)>,
     /// What files use more or less, by their tree nodes.
     quota_deltas: Vec<QuotaDelta>,
+}
+
+/// Reads inode slots, mostly in the order in which they lie: many at a time.
+#[derive(Default)]
+struct SlotReader {
+    /// Where the bytes lie.
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl SlotReader {
+    /// Bytes read at a time; tables and slots are aligned to less.
+    const CHUNK: u64 = 64 << 10;
+
+    fn slot(&mut self, view: &dyn ReadAt, metadata: &Metadata, number: InodeNr) -> Result<Inode> {
+        let offset = metadata.inode_offset(number);
+        let size = metadata.fs.geometry.inode_size as usize;
+        let within = |start: u64| offset.checked_sub(start).map(|at| at as usize);
+        let cached = within(self.start).filter(|at| at + size <= self.bytes.len());
+        let at = match cached {
+            Some(at) => at,
+            None => {
+                // Of this table only: what lies behind it may not be readable.
+                let (group, _) = metadata.fs.geometry.inode_place(number);
+                let slots = u64::from(metadata.slots_in_use(group)) * size as u64;
+                let table = metadata
+                    .fs
+                    .geometry
+                    .offset(metadata.table.groups[group as usize].inode_table());
+                let end = (table + slots).max(offset + size as u64);
+                let len = Self::CHUNK.min(end - offset);
+                self.bytes.resize(len as usize, 0);
+                self.start = u64::MAX;
+                view.read_exact_at(offset, &mut self.bytes)?;
+                self.start = offset;
+                0
+            }
+        };
+        Ok(Inode(self.bytes[at..at + size].to_vec()))
+    }
 }
 
 impl Emitter<'_> {
@@ -155,7 +201,7 @@ impl Emitter<'_> {
     fn slot(&mut self, old: InodeNr) -> Result<&mut Inode> {
         let new = self.plan.inode(old);
         if !self.slots.contains_key(&new) {
-            let slot = self.metadata.read_inode(self.view, old)?;
+            let slot = self.reader.slot(self.view, self.metadata, old)?;
             self.slots.insert(new, slot);
         }
         // OK to unwrap: inserted above.
@@ -258,32 +304,50 @@ impl Emitter<'_> {
         }
     }
 
-    /// Writes the inodes, trees and pointers of files whose blocks or numbers change.
+    /// Writes the inodes, trees and pointers of files whose blocks or numbers change. Those without
+    /// nodes, which may be millions, are left to [`slots`](Self::slots).
     fn files(&mut self) -> Result<()> {
-        for file in &self.plan.files {
-            let record = &self.metadata.inodes[file.index];
-            let number = self.plan.inode(record.number);
-            let block_size = self.plan.geometry.block_size;
-            let places: Vec<BlockNr> = file.nodes.iter().map(|node| node.block).collect();
-            let new_fs = self.new_fs.clone();
+        let plan = self.plan;
+        let journal = InodeNr(self.metadata.fs.superblock.s_journal_inum());
+        let new_fs = self.new_fs.clone();
+        for (index, file) in plan.files.iter().enumerate() {
+            let record = file.record(self.metadata);
+            let number = plan.inode(record.number);
+            let nodes = plan.nodes(file);
+            let simple = nodes.is_empty() && self.metadata.nodes(record).is_empty();
+            if simple && record.number != journal {
+                // OK: there are fewer files than 2^32.
+                self.simple.push((number, index as u32));
+                continue;
+            }
+            let extents = plan.extents(self.metadata, record);
+            let places: Vec<BlockNr> = nodes.iter().map(|node| node.block).collect();
             let slot = self.slot(record.number)?;
-            let nodes = match record.kind {
+            let blocks = match record.kind {
                 MapKind::Extents => build_tree(
                     &new_fs,
                     number,
                     record.generation,
-                    &file.extents,
+                    &extents,
                     &places,
                     slot.i_block_mut(),
                 ),
-                MapKind::Indirect => {
-                    build_pointers(block_size, &file.extents, &file.nodes, slot.i_block_mut())
-                }
+                MapKind::Indirect => build_pointers(
+                    plan.geometry.block_size,
+                    &extents,
+                    nodes,
+                    slot.i_block_mut(),
+                ),
                 MapKind::None => Vec::new(),
             };
-            let blocks = self.new_blocks_512(record, file);
-            let file_acl = self.plan.blocks.of(record.file_acl);
+            for (block, bytes) in blocks {
+                self.put_block(block, bytes);
+            }
+            let blocks = self.new_blocks_512(record, nodes.len());
             let slot = self.slot(record.number)?;
+            if record.file_acl != 0 {
+                slot.set_file_acl(&new_fs, plan.blocks.of(record.file_acl));
+            }
             if blocks != record.blocks_512 {
                 slot.set_blocks_512(&new_fs, blocks);
                 let delta = QuotaDelta {
@@ -297,26 +361,45 @@ impl Emitter<'_> {
                     self.quota_deltas.push(delta);
                 }
             }
-            let slot = self.slot(record.number)?;
-            if record.file_acl != 0 {
-                slot.set_file_acl(&new_fs, file_acl);
-            }
-            for (block, bytes) in nodes {
-                self.put_block(block, bytes);
-            }
         }
         Ok(())
     }
 
     /// `i_blocks` changes only by the number of tree nodes.
-    fn new_blocks_512(&self, record: &InodeRecord, file: &FilePlan) -> u64 {
+    fn new_blocks_512(&self, record: &InodeRecord, nodes: usize) -> u64 {
         let per_block = self.plan.geometry.block_size / 512;
         let old = self.metadata.nodes(record).len() as u64;
-        (record.blocks_512 + file.nodes.len() as u64 * per_block).saturating_sub(old * per_block)
+        (record.blocks_512 + nodes as u64 * per_block).saturating_sub(old * per_block)
     }
 
-    /// Rewrites directories that name a moved inode or have moved themselves, and xattrs whose
-    /// values lie in moved inodes.
+    /// Puts a simple file's new places into its slot.
+    fn patch_simple(&self, index: u32, slot: &mut Inode) {
+        let record = self.plan.files[index as usize].record(self.metadata);
+        let extents = self.plan.extents(self.metadata, record);
+        match record.kind {
+            // Without nodes there is but the root.
+            MapKind::Extents => {
+                build_tree(
+                    &self.new_fs,
+                    record.number,
+                    record.generation,
+                    &extents,
+                    &[],
+                    slot.i_block_mut(),
+                );
+            }
+            MapKind::Indirect => {
+                let block_size = self.plan.geometry.block_size;
+                build_pointers(block_size, &extents, &[], slot.i_block_mut());
+            }
+            MapKind::None => {}
+        }
+        if record.file_acl != 0 {
+            slot.set_file_acl(&self.new_fs, self.plan.blocks.of(record.file_acl));
+        }
+    }
+
+    /// Rewrites what names moved inodes: directories, and xattrs whose values lie in them.
     fn references(&mut self) -> Result<()> {
         if self.plan.inodes.is_empty() {
             return Ok(());
@@ -330,56 +413,82 @@ impl Emitter<'_> {
                     .inode(old)
                     .is_some_and(|inode| inode.flags & EA_INODE_FL != 0)
             });
+        self.directories(&new_number)?;
         for record in &metadata.inodes {
-            let inline = record.flags & INLINE_DATA_FL != 0;
-            if record.is_dir() && !inline {
-                self.directory(record, &new_number)?;
+            let inline_dir = record.is_dir() && record.flags & INLINE_DATA_FL != 0;
+            if !inline_dir && !ea_moved {
+                continue;
             }
-            if (record.is_dir() && inline) || ea_moved {
-                let mut slot = metadata.read_inode(self.view, record.number)?;
-                if let Some(pending) = self.slots.get(&plan.inode(record.number)) {
-                    slot = pending.clone();
-                }
-                let mut changed = false;
-                if record.is_dir() && inline {
-                    changed |= dir::relocate_inline(&mut slot.0, &new_number);
-                }
-                if ea_moved && let Some(area) = xattr::in_slot(&slot) {
-                    changed |= area.relocate_value_inodes(&mut slot.0, &new_number);
-                }
-                if changed {
-                    self.slots.insert(plan.inode(record.number), slot);
-                }
+            let mut slot = match self.slots.get(&plan.inode(record.number)) {
+                Some(pending) => pending.clone(),
+                None => self.reader.slot(self.view, metadata, record.number)?,
+            };
+            let mut changed = false;
+            if inline_dir {
+                changed |= dir::relocate_inline(&mut slot.0, &new_number);
+            }
+            if ea_moved && let Some(area) = xattr::in_slot(&slot) {
+                changed |= area.relocate_value_inodes(&mut slot.0, &new_number);
+            }
+            if changed {
+                self.slots.insert(plan.inode(record.number), slot);
             }
         }
         Ok(())
     }
 
-    fn directory(
+    /// Rewrites the blocks of directories that name a moved inode or have moved themselves.
+    fn directories(&mut self, new_number: &dyn Fn(InodeNr) -> InodeNr) -> Result<()> {
+        let metadata = self.metadata;
+        let mut blocks = Vec::new();
+        for (place, record) in metadata.inodes.iter().enumerate() {
+            if !record.is_dir() || record.flags & INLINE_DATA_FL != 0 {
+                continue;
+            }
+            for extent in metadata.extents(record) {
+                blocks.extend((0..extent.len()).map(|skip| {
+                    let block = extent.start + u64::from(skip);
+                    (block, place as u32, extent.logical + skip)
+                }));
+            }
+        }
+        blocks.sort_unstable();
+        let (view, fs) = (self.view, &metadata.fs);
+        for_each_block(
+            view,
+            fs,
+            &blocks,
+            |&(block, ..)| block,
+            |&(block, place, logical), bytes| {
+                let record = &metadata.inodes[place as usize];
+                self.directory_block(record, logical, block, bytes, new_number)
+            },
+        )
+    }
+
+    fn directory_block(
         &mut self,
         record: &InodeRecord,
+        logical: u32,
+        place: BlockNr,
+        bytes: &[u8],
         new_number: &dyn Fn(InodeNr) -> InodeNr,
     ) -> Result<()> {
         let number = self.plan.inode(record.number);
         let has_moved = number != record.number && self.metadata.fs.checksums.enabled();
-        let indexed = record.flags & super::inode::INDEX_FL != 0;
-        let extents = self.metadata.extents(record);
-        let blocks = dir::blocks(&self.metadata.fs, self.view, extents, indexed)?;
-        for found in blocks {
-            let mut block = self.read_block(found.block)?;
-            let changed = dir::relocate_entries(&mut block, found.kind, new_number);
-            if !changed && !has_moved {
-                continue;
-            }
-            let generation = record.generation;
-            if !dir::update_checksum(&self.new_fs, number, generation, found.kind, &mut block) {
-                return Err(Error::unsound(format!(
-                    "inode {}: a block of this folder has no room for its checksum",
-                    record.number
-                )));
-            }
-            self.put_block(self.plan.blocks.of(found.block), block);
+        let indexed = record.flags & INDEX_FL != 0;
+        let kind = dir::kind_of(&self.metadata.fs, indexed, logical, bytes);
+        let mut block = bytes.to_vec();
+        if !dir::relocate_entries(&mut block, kind, new_number) && !has_moved {
+            return Ok(());
         }
+        if !dir::update_checksum(&self.new_fs, number, record.generation, kind, &mut block) {
+            return Err(Error::unsound(format!(
+                "inode {}: a block of this folder has no room for its checksum",
+                record.number
+            )));
+        }
+        self.put_block(self.plan.blocks.of(place), block);
         Ok(())
     }
 
@@ -540,15 +649,50 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    fn slots(&mut self) {
+    /// Writes the slots, neighbours as one run.
+    fn slots(&mut self) -> Result<()> {
+        const LONGEST: usize = 256 << 10;
         let geometry = &self.plan.geometry;
-        for (number, mut slot) in std::mem::take(&mut self.slots) {
+        let mut simple = std::mem::take(&mut self.simple);
+        simple.sort_unstable();
+        let mut simple = simple.into_iter().peekable();
+        let mut others = std::mem::take(&mut self.slots).into_iter().peekable();
+        // What keeps its number and what does not are two ascending streams.
+        let mut readers = [SlotReader::default(), SlotReader::default()];
+        let mut start = 0;
+        let mut run: Vec<u8> = Vec::new();
+        loop {
+            let next = simple.peek().map(|&(number, _)| number);
+            let other = others.peek().map(|&(number, _)| number);
+            let Some(number) = next.into_iter().chain(other).min() else {
+                break;
+            };
+            let known = others.next_if(|&(other, _)| other == number);
+            let simple = simple.next_if(|&(simple, _)| simple == number);
+            let mut slot = match (known, simple) {
+                (Some((_, slot)), _) => slot,
+                (None, Some((_, index))) => {
+                    let old = self.plan.files[index as usize].record(self.metadata).number;
+                    let reader = &mut readers[usize::from(old != number)];
+                    reader.slot(self.view, self.metadata, old)?
+                }
+                (None, None) => break,
+            };
+            if let Some((_, index)) = simple {
+                self.patch_simple(index, &mut slot);
+            }
             slot.update_checksum(&self.new_fs.checksums, number);
             let (group, index) = geometry.inode_place(number);
             let table = geometry.offset(self.groups[group as usize].inode_table());
-            self.overlay
-                .set_bytes(table + u64::from(index) * geometry.inode_size, slot.0);
+            let offset = table + u64::from(index) * geometry.inode_size;
+            if offset != start + run.len() as u64 || run.len() >= LONGEST {
+                self.overlay.set_bytes(start, std::mem::take(&mut run));
+                start = offset;
+            }
+            run.extend_from_slice(slot.bytes());
         }
+        self.overlay.set_bytes(start, run);
+        Ok(())
     }
 
     /// Writes the bitmaps and sets their checksums in the descriptors.

@@ -90,6 +90,16 @@ impl GroupDesc {
         self.set_bg_flags(if on { flags | flag } else { flags & !flag });
     }
 
+    /// Puts the descriptor with a new checksum into `raw`, which has `s_desc_size` bytes; what is
+    /// behind the first 64 stays.
+    pub fn encode(&self, fs: &Super, group: GroupNr, raw: &mut [u8]) {
+        let len = raw.len().min(64);
+        raw[..len].copy_from_slice(&self.0[..len]);
+        // Without the features nobody reads it; a stale one would only mislead.
+        let checksum = GroupDesc::checksum(fs, group, raw).unwrap_or(0);
+        raw[0x1E..0x20].copy_from_slice(&checksum.to_le_bytes());
+    }
+
     /// Computes what `bg_checksum` should be for this descriptor in `group`; `raw` is the whole
     /// descriptor as it lies on disk (`s_desc_size` bytes).
     fn checksum(fs: &Super, group: GroupNr, raw: &[u8]) -> Option<u16> {
@@ -183,15 +193,12 @@ impl GroupTable {
         let mut bytes = Vec::with_capacity(self.groups.len() * size);
         for (group, desc) in self.groups.iter().enumerate() {
             let start = bytes.len();
-            bytes.extend_from_slice(&desc.0[..size.min(64)]);
+            bytes.resize(start + size, 0);
             let tail = group * tail_size;
-            match self.tails.get(tail..tail + tail_size) {
-                Some(old) => bytes.extend_from_slice(old),
-                None => bytes.resize(start + size, 0),
+            if let Some(old) = self.tails.get(tail..tail + tail_size) {
+                bytes[start + size - tail_size..].copy_from_slice(old);
             }
-            // Without the features nobody reads it; a stale one would only mislead.
-            let checksum = GroupDesc::checksum(fs, group as GroupNr, &bytes[start..]).unwrap_or(0);
-            bytes[start + 0x1E..start + 0x20].copy_from_slice(&checksum.to_le_bytes());
+            desc.encode(fs, group as GroupNr, &mut bytes[start..]);
         }
         bytes.resize(
             (fs.geometry.desc_blocks * fs.geometry.block_size) as usize,

@@ -8,10 +8,11 @@
 //!   costs a few megabytes.
 //! - Block numbers are held against the device, not against the superblock on disk: that one is
 //!   older than the journal, and a card pulled during its first boot may have grown in between.
-//! - Fast commits are found, but not replayed: they name directory entries, and to insert those
-//!   takes free blocks before the bitmaps can be trusted.
+//! - Fast commits are replayed here as well, as the kernel does: whoever reads the filesystem after
+//!   its journal has all of it.
 //! - Damage is refused where the kernel refuses to mount. A log that just ends is not damage.
 
+pub mod commit;
 mod crc32_be;
 mod log;
 mod scan;
@@ -25,7 +26,8 @@ use self::log::Log;
 use self::scan::{Scan, Tag, revoked_blocks, scan};
 use self::superblock::{LogChecksums, MAGIC};
 use super::checksum::crc32c;
-use super::raw::{le16, le32};
+use super::fast_commit::{self, FastCommits, Scanner};
+use super::orphan::QuotaDelta;
 use super::superblock::{
     COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, MAGIC as EXT_MAGIC, RO_COMPAT_METADATA_CSUM,
     STATE_ERRORS, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super, Superblock,
@@ -35,7 +37,7 @@ use crate::io::{Overlay, ReadAt};
 use crate::units::BlockNr;
 
 /// What to do about a journal that this program cannot replay.
-const HINT: &str = "mount the card once under Linux, or run e2fsck";
+pub const HINT: &str = "mount the card once under Linux, or run e2fsck";
 
 /// The superblock's record of errors, from `s_error_count` up to `s_mount_opts`: it is written
 /// past the journal, so the copy on disk is the newer one.
@@ -53,6 +55,10 @@ pub struct Replay {
     pub transactions: u32,
     /// Blocks that got another content.
     pub blocks: u64,
+    /// Fast commits behind the last transaction.
+    pub fast_commits: u32,
+    /// What the quota files have to learn from those.
+    pub quota_deltas: Vec<QuotaDelta>,
 }
 
 /// Replays the journal of the filesystem on `device`. Afterwards everything, the superblock first,
@@ -67,10 +73,13 @@ pub fn replay(fs: &Super, device: &dyn ReadAt) -> Result<Replay> {
         needed: fs.superblock.has_incompat(INCOMPAT_RECOVER),
         transactions: 0,
         blocks: 0,
+        fast_commits: 0,
+        quota_deltas: Vec::new(),
     };
+    let mut commits = FastCommits::default();
     let has_inode = fs.superblock.s_journal_inum() != 0;
     match (fs.superblock.has_compat(COMPAT_HAS_JOURNAL), has_inode) {
-        (true, true) => empty_journal(fs, device, &mut replay)?,
+        (true, true) => commits = empty_journal(fs, device, &mut replay)?,
         (true, false) if replay.needed => {
             return Err(Error::unsupported(
                 "ext4: the journal that has to be replayed is on another device",
@@ -88,11 +97,22 @@ pub fn replay(fs: &Super, device: &dyn ReadAt) -> Result<Replay> {
         let superblock = recovered_superblock(fs, &replay.overlay, device)?;
         replay.overlay.set_bytes(SUPERBLOCK_OFFSET, superblock);
     }
+    if commits.count > 0 {
+        let view = replay.overlay.over(device);
+        // What the log just wrote may be another superblock.
+        let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("ext4: no superblock"))?;
+        let replayed = fast_commit::replay(&fs, &view, &commits)?;
+        replay.fast_commits = commits.count;
+        replay.quota_deltas = replayed.quota_deltas;
+        replay.overlay = replay.overlay.then(&replayed.overlay);
+    }
     Ok(replay)
 }
 
-/// Replays the log if the filesystem asks for it, and leaves it empty.
-fn empty_journal(fs: &Super, device: &dyn ReadAt, replay: &mut Replay) -> Result<()> {
+/// Replays the log if the filesystem asks for it, and leaves it empty; returns the fast commits
+/// that continue it.
+fn empty_journal(fs: &Super, device: &dyn ReadAt, replay: &mut Replay) -> Result<FastCommits> {
+    let mut commits = FastCommits::default();
     let mut log = Log::open(fs, device)?;
     if log.superblock.s_errno() != 0 {
         return Err(Error::unsound(format!(
@@ -101,19 +121,16 @@ fn empty_journal(fs: &Super, device: &dyn ReadAt, replay: &mut Replay) -> Result
         )));
     }
     if log.superblock.s_start() == 0 {
-        return Ok(());
+        return Ok(commits);
     }
     let end = match scan(&mut log) {
         Ok(scan) => {
             if replay.needed {
-                if log.superblock.has_fast_commit() && holds_fast_commits(&mut log, scan.end)? {
-                    return Err(Error::unsupported(
-                        "ext4: the journal holds fast commits (feature fast_commit)",
-                    )
-                    .with_hint(HINT));
-                }
                 replay.transactions = scan.transactions;
                 replay.blocks = replay_blocks(&mut log, &scan, &mut replay.overlay)?;
+                if log.superblock.has_fast_commit() {
+                    commits = fast_commits(fs, &mut log, scan.end)?;
+                }
             }
             scan.end
         }
@@ -124,7 +141,7 @@ fn empty_journal(fs: &Super, device: &dyn ReadAt, replay: &mut Replay) -> Result
     let emptied = log.superblock.emptied(end.wrapping_add(1));
     let offset = fs.geometry.offset(log.place(0)?);
     replay.overlay.set_bytes(offset, emptied);
-    Ok(())
+    Ok(commits)
 }
 
 /// Puts the newest copy of each block that was not revoked into `overlay`; returns their number.
@@ -180,17 +197,17 @@ fn revocations(log: &mut Log<'_>, scan: &Scan) -> Result<HashMap<BlockNr, Option
     Ok(revoked)
 }
 
-/// Do the blocks behind the log continue it with fast commits? They start with a HEAD tag: tag and
-/// length in 16 bits each, features, transaction id; little-endian, unlike the log.
-fn holds_fast_commits(log: &mut Log<'_>, end: u32) -> Result<bool> {
-    const TAG_HEAD: u16 = 9;
+/// Reads the fast commits of the transaction that would come next.
+fn fast_commits(fs: &Super, log: &mut Log<'_>, tid: u32) -> Result<FastCommits> {
+    let (block_size, inode_size) = (fs.geometry.block_size, fs.geometry.inode_size);
+    let mut scanner = Scanner::new(tid, block_size as usize, inode_size as usize);
     // The kernel leaves one block between the log and them.
-    let first = log.superblock.last() + 1;
-    if first >= log.superblock.s_maxlen() {
-        return Ok(false);
+    for at in log.superblock.last() + 1..log.superblock.s_maxlen() {
+        if !scanner.take(log.read(at)?)? {
+            break;
+        }
     }
-    let block = log.read(first)?;
-    Ok(le16(block, 0) == TAG_HEAD && le32(block, 8) == end)
+    Ok(scanner.finish())
 }
 
 /// Is transaction `a` later than `b`? Ids wrap around.

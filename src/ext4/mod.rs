@@ -5,9 +5,11 @@ pub mod check;
 pub mod checksum;
 pub mod dir;
 pub mod emit;
+pub mod fast_commit;
 pub mod findings;
 pub mod geometry;
 pub mod group_desc;
+mod in_place;
 pub mod inode;
 pub mod inode_table;
 pub mod journal;
@@ -27,13 +29,14 @@ pub mod xattr;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Overlay, RangeSet, ReadAt};
+use crate::io::{Overlay, RangeSet, ReadAt, Steps};
+use crate::units::InodeNr;
 use emit::{Form, emit};
 use findings::Findings;
-use group_desc::GroupTable;
+use group_desc::{GroupDesc, GroupTable};
 use metadata::Metadata;
 use plan::{NoFit, ResizePlan, minimum};
-use superblock::{SUPERBLOCK_OFFSET, Super, Superblock};
+use superblock::{Super, Superblock};
 
 /// What was done, in memory, to a filesystem that was not unmounted cleanly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub struct Recovery {
     pub transactions: u32,
     /// Blocks that the replay changed.
     pub blocks: u64,
+    /// Fast commits replayed behind the transactions.
+    pub fast_commits: u32,
     /// Deleted files whose blocks were still held.
     pub orphans_deleted: u32,
     /// Files that were being cut to a shorter length.
@@ -56,7 +61,13 @@ pub struct Ext4 {
     pub findings: Findings,
     pub recovery: Recovery,
     fs: Super,
-    /// Recovery's changes, over the device.
+    /// The superblock as the device has it, before recovery.
+    found: Super,
+    /// What the journal's replay changes, over the device.
+    replayed: Overlay,
+    /// What else recovery changes, over that.
+    finished: Overlay,
+    /// Both, over the device.
     overlay: Overlay,
     contents: Contents,
 }
@@ -103,10 +114,9 @@ pub struct Image {
 /// What makes a filesystem larger where it lies.
 #[derive(Clone, Debug)]
 pub struct Growth {
-    /// Only what changes, over the device; its length is the new filesystem's in bytes.
-    pub overlay: Overlay,
-    /// The bytes to commit last: superblock and descriptors.
-    pub last: Range<u64>,
+    /// Only what changes, over the device. Whatever interrupts them, the old filesystem is there
+    /// or the new one, see [`in_place`].
+    pub steps: Steps,
     pub old_len: u64,
     pub new_len: u64,
 }
@@ -139,25 +149,35 @@ impl Ext4 {
                 unknown.join(", ")
             )));
         }
-        let replay = journal::replay(&fs, device)?;
-        let mut overlay = replay.overlay;
+        let found = fs;
+        let replay = journal::replay(&found, device)?;
+        let replayed = replay.overlay;
+        let mut finished = Overlay::new(device.len());
         let mut recovery = Recovery {
             journal_was_dirty: replay.needed,
             transactions: replay.transactions,
             blocks: replay.blocks,
+            fast_commits: replay.fast_commits,
             ..Recovery::default()
         };
         let mut findings = Findings::default();
-        let mut quota_deltas = Vec::new();
-        if !bitmaps(&fs.superblock) {
-            let view = overlay.over(device);
+        let mut quota_deltas = replay.quota_deltas;
+        if recovery.fast_commits > 0 && bitmaps(&found.superblock) {
+            return Err(Error::unsupported(
+                "ext4: fast commits are not in the bitmaps, which are all that can be read",
+            )
+            .with_hint(journal::HINT));
+        }
+        if !bitmaps(&found.superblock) {
+            let view = replayed.over(device);
             let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
             let orphans = orphan::finish_orphans(&fs, &view, 0)?;
             recovery.orphans_deleted = orphans.deleted;
             recovery.orphans_truncated = orphans.truncated;
-            quota_deltas = orphans.quota_deltas;
-            overlay = overlay.then(&orphans.overlay);
+            quota_deltas.extend(orphans.quota_deltas);
+            finished = orphans.overlay;
         }
+        let mut overlay = replayed.then(&finished);
         let view = overlay.over(device);
         let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
         let contents = if bitmaps(&fs.superblock) {
@@ -173,7 +193,8 @@ impl Ext4 {
             let metadata = Metadata::read(&view, &mut findings)?;
             let edits = quota::apply(&metadata, &view, &quota_deltas)?;
             for (block, bytes) in edits {
-                overlay.set_bytes(fs.geometry.offset(block), bytes);
+                overlay.set_bytes(fs.geometry.offset(block), bytes.clone());
+                finished.set_bytes(fs.geometry.offset(block), bytes);
             }
             if findings.is_sound() {
                 findings.merge(check::check(&overlay.over(device), &metadata)?);
@@ -187,6 +208,9 @@ impl Ext4 {
             findings,
             recovery,
             fs,
+            found,
+            replayed,
+            finished,
             overlay,
             contents,
         })
@@ -252,7 +276,7 @@ impl Ext4 {
         let emitted = emit(&plan, metadata, &self.overlay.over(device), Form::Image)?;
         let size = plan.geometry.block_size;
         Ok(Image {
-            overlay: self.overlay.then(&emitted.overlay),
+            overlay: emitted.overlay.onto(&self.overlay),
             stored: emitted.stored,
             block_size: size,
             blocks: plan.geometry.blocks_count,
@@ -333,6 +357,14 @@ impl Ext4 {
                 "ext4 with a list of bad blocks cannot be resized in place",
             ));
         }
+        if self.recovery.fast_commits > 0 {
+            // They change no bitmap, so that there would be a moment without journal and without
+            // the bitmaps of what they brought.
+            return Err(Error::unsupported(
+                "ext4 with fast commits to replay cannot be resized in place",
+            )
+            .with_hint(journal::HINT));
+        }
         let geometry = &self.fs.geometry;
         let blocks = new_len / geometry.block_size;
         if blocks < geometry.blocks_count {
@@ -345,21 +377,53 @@ impl Ext4 {
             ));
         }
         let plan = minimum::plan_growth(metadata, blocks).map_err(no_fit)?;
-        let mut emitted = emit(&plan, metadata, &self.overlay.over(device), Form::InPlace)?;
+        Ok(Growth {
+            steps: self.steps(device, metadata, &plan)?,
+            old_len: self.total_bytes(),
+            new_len: plan.len(),
+        })
+    }
+
+    /// Returns the steps of a plan in place: recovery, what it left to do, and then the plan.
+    fn steps(&self, device: &dyn ReadAt, metadata: &Metadata, plan: &ResizePlan) -> Result<Steps> {
+        let mut steps = in_place::recovery(&self.found, device, &self.replayed)?;
+        let recovered = self.replayed.over(device);
+        let overlay = self.changes(device, metadata, plan)?;
+        if self.finished.is_empty() {
+            steps.append(in_place_steps(&recovered, metadata, plan, &overlay)?);
+            return Ok(steps);
+        }
+        // Orphans own blocks until they are finished, and those must not be written before.
+        let present = plan::plan(metadata, self.fs.geometry.blocks_count).map_err(no_fit)?;
+        let mut finished = self.finished.clone();
+        finished.merge(&self.changes(device, metadata, &present)?);
+        steps.append(in_place_steps(&recovered, metadata, &present, &finished)?);
+        // The log has moved on meanwhile.
+        let flat = steps.flat(device.len());
+        let sound = flat.over(device);
+        steps.append(in_place_steps(&sound, metadata, plan, &overlay)?);
+        Ok(steps)
+    }
+
+    /// Returns what a plan changes in place, over the recovered filesystem.
+    fn changes(
+        &self,
+        device: &dyn ReadAt,
+        metadata: &Metadata,
+        plan: &ResizePlan,
+    ) -> Result<Overlay> {
+        let geometry = &self.fs.geometry;
+        let emitted = emit(plan, metadata, &self.overlay.over(device), Form::InPlace)?;
+        let mut overlay = emitted.overlay;
         // An image leaves away every slot that is not in use; here they would stay.
         for &number in self.findings.slots_to_clear() {
             let (group, index) = geometry.inode_place(number);
             let table = geometry.offset(plan.groups[group as usize].inode_table());
             let slot = table + u64::from(index) * geometry.inode_size;
-            emitted.overlay.set_zero(slot..slot + geometry.inode_size);
+            overlay.set_zero(slot..slot + geometry.inode_size);
         }
-        let descriptors = geometry.first_data_block + 1 + plan.geometry.desc_blocks;
-        Ok(Growth {
-            overlay: self.overlay.then(&emitted.overlay),
-            last: SUPERBLOCK_OFFSET..geometry.offset(descriptors),
-            old_len: self.total_bytes(),
-            new_len: plan.len(),
-        })
+        overlay.set_len(device.len());
+        Ok(overlay)
     }
 
     fn refuse_features(&self) -> Result<()> {
@@ -372,6 +436,35 @@ impl Ext4 {
             names.join(", ")
         )))
     }
+}
+
+/// Puts `overlay`, which makes of the filesystem on `device` what `plan` says, into steps.
+fn in_place_steps(
+    device: &dyn ReadAt,
+    metadata: &Metadata,
+    plan: &ResizePlan,
+    overlay: &Overlay,
+) -> Result<Steps> {
+    let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
+    let journal = InodeNr(fs.superblock.s_journal_inum());
+    let places = |group: &GroupDesc| plan::parts(group, 0).map(|(block, _)| block);
+    let groups = metadata.table.groups.iter().map(places);
+    let roots_stay = groups.eq(plan.groups[..metadata.table.groups.len()]
+        .iter()
+        .map(places))
+        && plan
+            .files
+            .iter()
+            .all(|file| file.record(metadata).number != journal);
+    in_place::Change {
+        fs: &fs,
+        device,
+        metadata,
+        geometry: &plan.geometry,
+        overlay,
+        roots_stay,
+    }
+    .steps()
 }
 
 /// Returns what a filesystem that is known by its bitmaps alone holds without meaning.

@@ -10,7 +10,7 @@ mod release;
 mod tests;
 mod truncate;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::inode::{EA_INODE_FL, EXTENTS_FL, I_BLOCK_SIZE, Inode, S_IFDIR, S_IFLNK, S_IFREG};
 use super::inode_table::{Slot, read_inode};
@@ -35,7 +35,7 @@ pub struct Orphans {
     pub quota_deltas: Vec<QuotaDelta>,
 }
 
-/// A change of what one owner uses, never positive.
+/// A change of what one owner uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QuotaDelta {
     pub uid: u32,
@@ -54,17 +54,7 @@ pub struct QuotaDelta {
 /// `Unsound` for a list that loops or leads astray, for damage in what has to be edited, and for
 /// any orphans on a filesystem that is marked as having errors; what the device fails with.
 pub fn finish_orphans(fs: &Super, device: &dyn ReadAt, now: u32) -> Result<Orphans> {
-    let mut work = Work {
-        fs,
-        device,
-        orphans: Orphans {
-            overlay: Overlay::new(device.len()),
-            deleted: 0,
-            truncated: 0,
-            quota_deltas: Vec::new(),
-        },
-        now: time_of_deletion(fs, now),
-    };
+    let mut work = Work::new(fs, device, now);
     let mut file = list::orphan_file(fs, device)?;
     let is_present = fs.superblock.has_ro_compat(RO_COMPAT_ORPHAN_PRESENT);
     if !is_present {
@@ -97,6 +87,42 @@ pub fn finish_orphans(fs: &Super, device: &dyn ReadAt, now: u32) -> Result<Orpha
     Ok(work.orphans)
 }
 
+/// Deletes an inode without links that is in no list of orphans.
+///
+/// # Errors
+/// As [`finish_orphans`].
+pub fn delete_inode(fs: &Super, device: &dyn ReadAt, number: InodeNr) -> Result<Orphans> {
+    let mut work = Work::new(fs, device, 0);
+    let slot = work.read_inode(number)?;
+    work.finish(slot)?;
+    Ok(work.orphans)
+}
+
+/// Lists the orphans with their `i_dtime`, which links those that are not in the orphan file. A
+/// list that leads astray ends there: [`finish_orphans`] tells what is wrong.
+///
+/// # Errors
+/// `Unsound` for a damaged orphan file; what the device fails with.
+pub fn orphan_links(fs: &Super, device: &dyn ReadAt) -> Result<HashMap<u32, u32>> {
+    let work = Work::new(fs, device, 0);
+    let mut links = HashMap::new();
+    let mut seen = HashSet::new();
+    let mut next = fs.superblock.s_last_orphan();
+    while next != 0 {
+        let Ok(slot) = work.orphan(next, &mut seen) else {
+            break;
+        };
+        links.insert(next, slot.inode.i_dtime());
+        next = slot.inode.i_dtime();
+    }
+    if fs.superblock.has_ro_compat(RO_COMPAT_ORPHAN_PRESENT) {
+        for entry in list::orphan_file(fs, device)?.entries {
+            links.entry(entry).or_insert(0);
+        }
+    }
+    Ok(links)
+}
+
 /// A time that e2fsck takes for one: it takes small numbers for a link of the orphan list.
 fn time_of_deletion(fs: &Super, now: u32) -> u32 {
     const S_MTIME: usize = 0x2C;
@@ -117,6 +143,22 @@ struct Work<'a> {
     device: &'a dyn ReadAt,
     orphans: Orphans,
     now: u32,
+}
+
+impl<'a> Work<'a> {
+    fn new(fs: &'a Super, device: &'a dyn ReadAt, now: u32) -> Self {
+        Self {
+            fs,
+            device,
+            orphans: Orphans {
+                overlay: Overlay::new(device.len()),
+                deleted: 0,
+                truncated: 0,
+                quota_deltas: Vec::new(),
+            },
+            now: time_of_deletion(fs, now),
+        }
+    }
 }
 
 impl Work<'_> {

@@ -431,6 +431,10 @@ impl Superblock<Vec<u8>> {
         self.0[0x10C..0x150].copy_from_slice(bytes);
     }
 
+    pub fn set_incompat(&mut self, bit: u32) {
+        self.set_s_feature_incompat(self.s_feature_incompat() | bit);
+    }
+
     pub fn clear_incompat(&mut self, bit: u32) {
         self.set_s_feature_incompat(self.s_feature_incompat() & !bit);
     }

@@ -6,14 +6,14 @@ use std::ops::Range;
 
 use super::bitmap::bit;
 use super::findings::Findings;
-use super::group_desc::{BLOCK_UNINIT, GroupTable, INODE_UNINIT};
+use super::group_desc::{BLOCK_UNINIT, GroupDesc, GroupTable, INODE_UNINIT};
 use super::inode::Inode;
 use super::map::{MapError, read_map};
 use super::plan::parts;
 use super::superblock::{SUPERBLOCK_OFFSET, Super};
 use crate::error::Result;
 use crate::io::{RangeSet, ReadAt};
-use crate::units::{BlockNr, InodeNr};
+use crate::units::{BlockNr, GroupNr, InodeNr};
 
 /// Returns the bytes in use.
 ///
@@ -53,6 +53,7 @@ pub fn used_bytes(
             }
             used.insert(geometry.bytes(block, count));
         }
+        check_inode_bitmap(fs, desc, group, device, findings);
         if fs.superblock.has_group_checksums() && desc.has_flag(BLOCK_UNINIT) {
             continue;
         }
@@ -79,6 +80,46 @@ pub fn used_bytes(
         }
     }
     Ok(used)
+}
+
+/// The reserved inodes are in use on every filesystem. An inode bitmap that cannot be read is
+/// taken along like everything else.
+fn check_inode_bitmap(
+    fs: &Super,
+    desc: &GroupDesc,
+    group: GroupNr,
+    device: &dyn ReadAt,
+    findings: &mut Findings,
+) {
+    let geometry = &fs.geometry;
+    let size = geometry.block_size as usize;
+    let Ok(bitmap) = device.read_vec_at(geometry.offset(desc.inode_bitmap()), size) else {
+        return;
+    };
+    if fs.superblock.has_group_checksums() && desc.has_flag(INODE_UNINIT) {
+        return;
+    }
+    if fs.checksums.enabled() {
+        let counted = geometry.inodes_per_group as usize / 8;
+        let mut expected = fs.checksums.bitmap(&bitmap[..counted]);
+        if geometry.desc_size < 64 {
+            expected &= 0xFFFF;
+        }
+        if expected != desc.inode_bitmap_csum() {
+            findings.damaged(format!(
+                "group {group}: the inode bitmap's checksum does not match"
+            ));
+        }
+    }
+    let first = u64::from(group) * u64::from(geometry.inodes_per_group);
+    let reserved = u64::from(fs.superblock.first_ino() - 1).saturating_sub(first);
+    let reserved = reserved.min(u64::from(geometry.inodes_per_group));
+    if let Some(free) = (0..reserved).find(|&index| !bit(&bitmap, index)) {
+        findings.damaged(format!(
+            "group {group}: the reserved inode {} is marked as free",
+            first + free + 1
+        ));
+    }
 }
 
 /// Returns the slots behind the last inode in use of each group: they have to be in the image, as
@@ -153,4 +194,31 @@ pub fn journal_contents(
         geometry.bytes(extent.start + skip, u64::from(extent.len()) - skip)
     });
     Ok(without_superblock.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ext4::Ext4;
+    use crate::ext4::group_desc::GroupTable;
+    use crate::ext4::superblock::Super;
+    use crate::ext4::test_image::mke2fs;
+    use crate::io::WriteAt;
+    use crate::io::memory::MemoryDisk;
+
+    #[test]
+    fn reserved_inodes_are_in_use() {
+        for (features, text) in [
+            ("^metadata_csum,bigalloc", "the reserved inode 4 is marked"),
+            ("metadata_csum,bigalloc", "bitmap's checksum does not match"),
+        ] {
+            let disk = MemoryDisk::from(mke2fs(8 << 20, &["-O", features]));
+            assert!(Ext4::open(&disk).is_ok());
+            let fs = Super::read(&disk).unwrap().unwrap();
+            let table = GroupTable::read(&fs, &disk).unwrap();
+            let bitmap = fs.geometry.offset(table.groups[0].inode_bitmap());
+            disk.write_all_at(bitmap, &[!(1 << 3)]).unwrap();
+            let error = Ext4::open(&disk).unwrap_err().one_line();
+            assert!(error.contains(text), "{error}");
+        }
+    }
 }

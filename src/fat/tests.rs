@@ -3,37 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::boot::Root;
 use super::*;
 use crate::error::ErrorKind;
 use crate::io::WriteAt;
 use crate::io::memory::{FaultyDisk, MemoryDisk};
-
-/// A folder of a test's own, removed at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let own = format!("pishrink-fat-{}-{count}", std::process::id());
-        let path = std::env::temp_dir().join(own);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use crate::scratch::Scratch;
 
 fn run(program: &str, args: &[&str]) -> Output {
     Command::new(program)
@@ -150,7 +126,7 @@ fn identify(disk: &MemoryDisk) -> Fat {
 
 #[test]
 fn what_is_not_allocated_can_be_zeroed() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("fat");
     for case in CASES {
         let image = make(&scratch, case);
         let path = image.to_str().unwrap();
@@ -201,7 +177,7 @@ fn what_is_not_allocated_can_be_zeroed() {
 #[test]
 fn a_small_fat32_is_fat32() {
     // mtools takes these for FAT16, as the specification would; Linux and fsck.fat do not.
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("fat");
     let image = scratch.path("fat.img");
     let path = image.to_str().unwrap();
     for size in ["-S512", "-S2048", "-S4096"] {
@@ -222,7 +198,7 @@ fn a_small_fat32_is_fat32() {
 
 #[test]
 fn names_agree_with_blkid() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("fat");
     for case in CASES.iter().take(6) {
         let image = make(&scratch, case);
         let path = image.to_str().unwrap();
@@ -247,7 +223,7 @@ fn names_agree_with_blkid() {
 
 #[test]
 fn files_of_the_root_directory_are_read() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("fat");
     for case in CASES {
         let image = make(&scratch, case);
         let path = image.to_str().unwrap();
@@ -284,7 +260,7 @@ fn files_of_the_root_directory_are_read() {
 
 #[test]
 fn only_what_is_in_use_is_read() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("fat");
     let disk = load(&make(&scratch, &CASES[5]));
     let allocated = identify(&disk).allocated(&disk).unwrap();
     let free: RangeSet = allocated.gaps(0..disk.len()).into_iter().collect();
@@ -300,7 +276,7 @@ fn only_what_is_in_use_is_read() {
 
 #[test]
 fn damage_is_told() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("fat");
     let disk = load(&make(&scratch, &CASES[5]));
     let fat = identify(&disk);
     let geometry = &fat.geometry;
@@ -371,7 +347,7 @@ fn damage_is_told() {
 
 #[test]
 fn other_filesystems_are_not_fat() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("fat");
     for (program, args) in [
         ("mkfs.ext4", &["-q", "-F"][..]),
         ("mkfs.ext2", &["-q", "-F", "-b1024"]),
@@ -400,7 +376,7 @@ fn other_filesystems_are_not_fat() {
 
 #[test]
 fn mutations_never_panic_or_hang() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("fat");
     let mut state = 5u64;
     let mut next = |end: u64| {
         state = state

@@ -11,13 +11,13 @@ use super::classify::{Class, Difference, against, joined};
 use super::digest::blocks;
 use super::grow::{ExpandPlan, ExpandTo};
 use super::plan::{CELL, FlashPlan};
-use super::queue::Queue;
 use super::source::ImageSource;
 use super::write::{RangeCheck, Unpacked, read_cells};
 use crate::bmap::Bmap;
 use crate::error::Result;
 use crate::io::{AlignedBuf, Overlay, ReadAt};
 use crate::partition::PartitionTable;
+use crate::pipeline::{Job, Queue, guarded, together};
 use crate::progress::{Phase, Progress};
 use crate::units::ByteRange;
 
@@ -75,24 +75,22 @@ pub fn check(
         kept: Vec::new(),
         kept_bytes: 0,
     };
-    let (outcome, read) = std::thread::scope(|scope| {
-        let reading = scope.spawn(|| {
-            let outcome = read_cells(&mut *reader, (first, count), &plan, &pool, &unpacked);
-            unpacked.close();
-            outcome
-        });
-        let mut outcome = Ok(());
-        while let Some(cell) = unpacked.pop() {
-            outcome = work.compare(&cell);
-            if outcome.is_err() {
-                break;
+    let mut read = Ok(0);
+    let reading: Job = Box::new(|| {
+        read = guarded(|| read_cells(&mut *reader, (first, count), &plan, &pool, &unpacked));
+        unpacked.close();
+    });
+    let outcome = together([reading], || {
+        let outcome = guarded(|| {
+            while let Some(cell) = unpacked.pop() {
+                work.compare(&cell)?;
+                pool.push(cell.buf);
             }
-            pool.push(cell.buf);
-        }
+            Ok(())
+        });
         unpacked.abandon();
         pool.close();
-        // OK to unwrap: a panic in the reader is a bug, and goes on as one.
-        (outcome, reading.join().expect("the reader does not panic"))
+        outcome
     });
     outcome?;
     work.checked.image_len = read?;
@@ -202,7 +200,7 @@ fn expansion(
     let after: Vec<Overlay> = sizes
         .filter_map(|size| ExpandPlan::new(&before.over(card), size).ok())
         .filter(|plan| !plan.is_nothing())
-        .filter_map(|plan| Some(before.then(&plan.flat(card.len())?)))
+        .map(|plan| before.then(&plan.flat(card.len())))
         .collect();
     if after.is_empty() {
         return None;

@@ -57,8 +57,13 @@ impl FaultyCard {
     /// A card full of old data.
     pub(super) fn new(len: u64, faults: Faults) -> Self {
         let old: Vec<u8> = (0..len).map(|at| (at / 511) as u8 | 0x80).collect();
+        Self::holding(&old, faults)
+    }
+
+    /// A card with contents.
+    pub(super) fn holding(contents: &[u8], faults: Faults) -> Self {
         Self {
-            disk: MemoryDisk::from(old),
+            disk: MemoryDisk::from(contents.to_vec()),
             faults,
             written: AtomicU64::new(0),
             log: Mutex::new(Vec::new()),

@@ -2,24 +2,28 @@
 //!
 //! ```text
 //! table, volumes ── which grows, which move ── new table ── filesystem's growth ── run
-//! run: moved partitions, sync ─ table, its first sectors last, sync ─ read back
-//!      ─ filesystem, superblock and descriptors last, sync ─ read back
+//! run: moved partitions, tables at new places ─ the table's first sectors ─ old places
+//!      ─ the filesystem's steps
 //! ```
+//! Each step is synced, read back and, where it is wrong, written again, before the next begins.
+//!
 //! Decisions: the table comes before the filesystem, since a partition larger than its filesystem
 //! mounts and the other way round does not. A partition that moves must not cover its own old
-//! place, so that whatever interrupts it, either the old or the new table finds it whole; of swap
-//! areas only the header counts. Only ext grows; for anything else the partition alone does.
-
-use std::ops::Range;
+//! place nor another's, so that whatever interrupts it, either the old or the new table finds it
+//! whole; of swap areas only the header counts. An MBR's first sector comes before the sectors of
+//! the extended partition that it leads to, since only what lies in its range is looked at; a GPT's
+//! new backup comes before the primary, and the old backup goes last. Only ext grows; for anything
+//! else the partition alone does.
 
 use serde::Serialize;
 
+use super::commit;
 use super::target::Card;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ext4::{Ext4, Growth, Target};
-use crate::io::{Overlay, ReadAt, Window, WriteAt};
+use crate::ext4::{Ext4, Target};
+use crate::io::{Overlay, RangeSet, ReadAt, Source, Steps, Window};
 use crate::partition::{DiskLen, PartitionTable, TableKind};
-use crate::progress::{Event, Phase, Progress};
+use crate::progress::{Phase, Progress};
 use crate::units::{ByteRange, human_bytes, round_down};
 use crate::volume::Volume;
 
@@ -61,9 +65,8 @@ pub struct Expansion {
 /// How to grow what is on a disk.
 #[derive(Debug)]
 pub struct ExpandPlan {
-    /// Moved partitions and the table, over the disk, and the bytes to commit last.
-    table: Option<(Overlay, Range<u64>)>,
-    growth: Option<(ByteRange, Growth)>,
+    /// Moved partitions and the table, then the filesystem, over the disk.
+    steps: Steps,
     summary: Expansion,
 }
 
@@ -94,8 +97,7 @@ impl ExpandPlan {
             ExpandTo::Size(size) => return Err(no_room(size, disk.len())),
         };
         let mut plan = Self {
-            table: None,
-            growth: None,
+            steps: Steps::new(),
             summary: Expansion {
                 filesystem: volume.name(),
                 old_partition: disk.len(),
@@ -134,6 +136,11 @@ impl ExpandPlan {
                 vec![(grows, old)]
             }
         };
+        let reach = table.max_end(disk.len());
+        if table.kind() == TableKind::Mbr && disk.len().saturating_sub(reach) >= ALIGNMENT {
+            let note = "an MBR reaches only the first 2 TiB of the card: the rest stays unused";
+            summary.notes.push(note.into());
+        }
         let new = places[0].1;
         summary.new_partition = new.len();
         summary.moved = places[1..]
@@ -141,8 +148,7 @@ impl ExpandPlan {
             .map(|(index, _)| partitions[*index].number)
             .collect();
         let mut plan = Self {
-            table: None,
-            growth: None,
+            steps: Steps::new(),
             summary,
         };
         if new != old || table.kind() == TableKind::Gpt {
@@ -175,13 +181,7 @@ impl ExpandPlan {
                 overlay.set_base(new.start + range.start, len, old.start + range.start);
             }
         }
-        if !overlay.is_empty() {
-            let first = match table.kind() {
-                TableKind::Mbr => table.sector_size(),
-                TableKind::Gpt => table.first_usable(),
-            };
-            self.table = Some((overlay, 0..first));
-        }
+        self.steps.append(table_steps(table, &overlay));
         Ok(())
     }
 
@@ -209,7 +209,8 @@ impl ExpandPlan {
         match ext.grow(&window, range.len()) {
             Ok(growth) if growth.new_len > old => {
                 self.summary.new_filesystem = Some(growth.new_len);
-                self.growth = Some((range, growth));
+                let steps = growth.steps.rebase(range.start, disk.len());
+                self.steps.append(steps);
             }
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::Unsupported => {
@@ -229,19 +230,12 @@ impl ExpandPlan {
 
     /// Is everything as large as it can be?
     pub fn is_nothing(&self) -> bool {
-        self.table.is_none() && self.growth.is_none()
+        self.steps.is_empty()
     }
 
     /// Returns all changes over the disk, which has `disk_len` bytes, as one overlay.
-    pub(super) fn flat(&self, disk_len: u64) -> Option<Overlay> {
-        let mut all = match &self.table {
-            Some((overlay, _)) => overlay.clone(),
-            None => Overlay::new(disk_len),
-        };
-        if let Some((range, growth)) = &self.growth {
-            all.merge(&growth.overlay.rebase(range.start, range.start, disk_len));
-        }
-        (all.len() == disk_len).then_some(all)
+    pub(super) fn flat(&self, disk_len: u64) -> Overlay {
+        self.steps.flat(disk_len)
     }
 
     /// Makes the changes and reads them back.
@@ -251,23 +245,41 @@ impl ExpandPlan {
     pub fn run(&self, card: &dyn Card, progress: &dyn Progress) -> Result<Expansion> {
         let mut summary = self.summary.clone();
         progress.started(Phase::Expand, None)?;
-        if let Some((overlay, last)) = &self.table {
-            summary.written += commit(card, card, 0, overlay, last.clone(), progress)?;
-        }
-        if let Some((range, growth)) = &self.growth {
-            let window = Window::new(card as &dyn WriteAt, *range)?;
-            summary.written += commit(
-                card,
-                &window,
-                range.start,
-                &growth.overlay,
-                growth.last.clone(),
-                progress,
-            )?;
+        for step in self.steps.iter() {
+            summary.written += commit::commit(card, step, progress)?;
         }
         progress.finished(Phase::Expand)?;
         Ok(summary)
     }
+}
+
+/// Puts a table's changes into steps.
+fn table_steps(table: &PartitionTable, overlay: &Overlay) -> Steps {
+    let first = match table.kind() {
+        TableKind::Mbr => 0..table.sector_size(),
+        TableKind::Gpt => 0..table.first_usable(),
+    };
+    let mut steps = [(); 3].map(|()| Overlay::new(overlay.len()));
+    let is_old: RangeSet = table
+        .table_ranges()
+        .iter()
+        .map(|range| range.start..range.end)
+        .collect();
+    for segment in overlay.changed().flat_map(|range| overlay.segments(range)) {
+        let range = segment.start..segment.end();
+        let step = match (segment.source, table.kind()) {
+            _ if range.start < first.end => 1,
+            (Source::Zero, TableKind::Gpt) => 2,
+            (_, TableKind::Mbr) if is_old.contains(range.start) => 2,
+            _ => 0,
+        };
+        steps[step].take(overlay, range);
+    }
+    let mut ordered = Steps::new();
+    for step in steps {
+        ordered.push(step);
+    }
+    ordered
 }
 
 /// Partitions, by index, and where they go.
@@ -294,7 +306,12 @@ fn places(
         let Some(to) = start.and_then(|start| ByteRange::at(start, from.len())) else {
             return Ok(Err("the card has no room for it to grow".into()));
         };
-        let keeps_content = matches!(volumes[index], Volume::Swap(_)) || to.start >= from.end;
+        let keeps_content = (grows + 1..partitions.len()).all(|other| {
+            matches!(volumes[other], Volume::Swap(_)) || {
+                let theirs = partitions[other].range;
+                to.end <= theirs.start || theirs.end <= to.start
+            }
+        });
         if to != from && !keeps_content {
             return Ok(Err(format!(
                 "partition {} is in the way and cannot move so little",
@@ -346,43 +363,5 @@ fn no_room(wanted: u64, there: u64) -> Error {
     )
 }
 
-/// Commits an overlay over `target`, which begins at byte `start` of the card, and reads back
-/// what that wrote. Returns the number of bytes.
-fn commit(
-    card: &dyn Card,
-    target: &dyn WriteAt,
-    start: u64,
-    overlay: &Overlay,
-    last: Range<u64>,
-    progress: &dyn Progress,
-) -> Result<u64> {
-    let mut written: Vec<(Range<u64>, blake3::Hash)> = Vec::new();
-    let mut bytes = 0;
-    overlay.commit(target, last, &mut |range, contents| {
-        let len = range.end - range.start;
-        bytes += len;
-        written.push((range, blake3::hash(contents)));
-        progress.event(Event::Advanced {
-            phase: Phase::Expand,
-            bytes: len,
-        })
-    })?;
-    card.drop_cache()?;
-    let mut buf = Vec::new();
-    for (range, hash) in written {
-        buf.resize((range.end - range.start) as usize, 0);
-        target.read_exact_at(range.start, &mut buf)?;
-        if blake3::hash(&buf) != hash {
-            return Err(Error::new(
-                ErrorKind::Verify,
-                format!(
-                    "{} bytes at byte {} were written while expanding and cannot be read back",
-                    buf.len(),
-                    start + range.start
-                ),
-            )
-            .with_hint("the card is worn out, or its reader fails: flash again with another one"));
-        }
-    }
-    Ok(bytes)
-}
+#[cfg(test)]
+mod tests;

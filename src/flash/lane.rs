@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::plan::BLOCK;
-use super::queue::Queue;
 use super::target::{Slot, is_final};
 use super::write::Cell;
 use crate::error::{Error, Result};
 use crate::io::{AlignedBuf, ReadAt};
+use crate::pipeline::Queue;
 use crate::progress::{Event, Phase};
 
 /// Cells that wait for a card.

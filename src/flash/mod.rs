@@ -11,6 +11,8 @@
 
 mod check;
 mod classify;
+mod commit;
+mod cut_off;
 mod digest;
 #[cfg(test)]
 mod faulty;
@@ -19,7 +21,6 @@ mod lane;
 mod plan;
 mod probe;
 mod publish;
-mod queue;
 mod source;
 mod target;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use crate::bmap::Bmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{AlignedBuf, ReadAt, check_range};
 use crate::partition::PartitionTable;
+use crate::pipeline::{Job, together};
 use crate::progress::{Event, Phase};
 use lane::Lane;
 use verify::Expected;
@@ -133,7 +135,15 @@ pub fn flash(
     if count == 0 {
         return Err(Error::unsound("the image is empty"));
     }
-    let needed = needed_by_table(&first[..count]);
+    let begin = first[..count].to_vec();
+    let needed = needed_by_table(&begin);
+    if let Some(len) = reader.exact_len() {
+        cut_off::refuse(&begin, len, |start, buf| {
+            let mut again = image.open()?;
+            again.skip(start)?;
+            again.read_full(buf).map(|_| ())
+        })?;
+    }
     let lanes: Vec<Lane> = slots
         .iter()
         .map(|slot| Lane::new(slot, !options.verify))
@@ -153,6 +163,7 @@ pub fn flash(
         image,
         plan: &plan,
         options,
+        first: &begin,
     };
     let outcome = watched(&lanes, options, || {
         let prepared = for_each(&lanes, &mut reports, |lane, report| {
@@ -188,6 +199,8 @@ struct Run<'a> {
     image: &'a dyn ImageSource,
     plan: &'a FlashPlan,
     options: &'a Options,
+    /// The image's first bytes.
+    first: &'a [u8],
 }
 
 /// What was done to a card before writing.
@@ -299,6 +312,9 @@ impl Run<'_> {
                 return Err(error);
             }
         }
+        cut_off::refuse(self.first, written.image_len, |start, buf| {
+            lane.read_exact_at(start, buf)
+        })?;
         let head = publish::publish(lane, written, self.options.verify)?;
         report.written += head;
         if self.options.verify {
@@ -326,43 +342,36 @@ fn for_each<'l, T: Send>(
     reports: &mut [CardReport],
     step: impl Fn(&'l Lane<'l>, &mut CardReport) -> Option<T> + Sync,
 ) -> Vec<Option<T>> {
-    std::thread::scope(|scope| {
-        let step = &step;
-        let threads: Vec<_> = lanes
-            .iter()
-            .zip(reports)
-            .map(|(lane, report)| scope.spawn(move || step(lane, report)))
-            .collect();
-        // OK to unwrap: a panic in a step is a bug, and goes on as one.
-        threads
-            .into_iter()
-            .map(|thread| thread.join().expect("steps do not panic"))
-            .collect()
-    })
+    let step = &step;
+    let mut outcomes: Vec<Option<T>> = lanes.iter().map(|_| None).collect();
+    let jobs = lanes.iter().zip(reports).zip(&mut outcomes);
+    let jobs = jobs.map(|((lane, report), outcome)| -> Job {
+        Box::new(move || *outcome = step(lane, report))
+    });
+    together(jobs, || ());
+    outcomes
 }
 
 /// Runs `work` while a thread looks for cards that do not answer, and names them.
 fn watched<T>(lanes: &[Lane], options: &Options, work: impl FnOnce() -> T) -> T {
     let done = (Mutex::new(false), Condvar::new());
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut named = vec![false; lanes.len()];
-            let mut ended = done.0.lock().unwrap_or_else(PoisonError::into_inner);
-            while !*ended {
-                for (lane, named) in lanes.iter().zip(&mut named) {
-                    name_if_stalled(lane, named, options.stall);
-                }
-                ended = done
-                    .1
-                    .wait_timeout(ended, (options.stall / 8).max(Duration::from_millis(10)))
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
+    let watch: Job = Box::new(|| {
+        let mut named = vec![false; lanes.len()];
+        let mut ended = done.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*ended {
+            for (lane, named) in lanes.iter().zip(&mut named) {
+                name_if_stalled(lane, named, options.stall);
             }
-        });
-        let ender = Ender(&done);
-        let result = work();
-        drop(ender);
-        result
+            ended = done
+                .1
+                .wait_timeout(ended, (options.stall / 8).max(Duration::from_millis(10)))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    });
+    together([watch], || {
+        let _ender = Ender(&done);
+        work()
     })
 }
 

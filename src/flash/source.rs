@@ -24,6 +24,11 @@ pub trait ImageReader: Send {
     /// Returns the image's length as it states it: a claim, and at least so much.
     fn len_hint(&self) -> Option<u64>;
 
+    /// Returns the image's length if it is known for sure, and any place of it is quickly read.
+    fn exact_len(&self) -> Option<u64> {
+        None
+    }
+
     /// Fills `buf` as far as the image goes; returns fewer bytes only at its end.
     fn read_full(&mut self, buf: &mut [u8]) -> Result<usize>;
 
@@ -153,6 +158,10 @@ impl RawFile {
 
 impl ImageReader for RawFile {
     fn len_hint(&self) -> Option<u64> {
+        Some(self.len)
+    }
+
+    fn exact_len(&self) -> Option<u64> {
         Some(self.len)
     }
 

@@ -1,5 +1,6 @@
 //! Flashing cards in memory that misbehave: each fault ends in the right repair or the right error.
 
+use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,8 +10,10 @@ use sha2::{Digest, Sha256};
 use super::faulty::{Faults, FaultyCard};
 use super::*;
 use crate::bmap::BmapBuilder;
+use crate::codec::{Codec, Encoder};
 use crate::io::RangeSet;
 use crate::progress::{Progress, Silent};
+use crate::units::ByteRange;
 
 const MIB: u64 = 1 << 20;
 
@@ -83,8 +86,22 @@ fn flash_cards(image: &Bytes, cards: &[&FaultyCard], options: &Options) -> Resul
     flash(image, None, &slots, options)
 }
 
+fn flash_with(
+    image: &dyn ImageSource,
+    map: Option<&Bmap>,
+    card: &FaultyCard,
+    options: &Options,
+) -> Result<CardReport> {
+    let slot = Slot {
+        name: "card".into(),
+        card,
+        progress: &Silent,
+    };
+    flash(image, map, &[slot], options).map(|mut reports| reports.remove(0))
+}
+
 fn flash_one(image: &Bytes, card: &FaultyCard) -> CardReport {
-    flash_cards(image, &[card], &options()).unwrap().remove(0)
+    flash_with(image, None, card, &options()).unwrap()
 }
 
 fn set(ranges: &[Range<u64>]) -> RangeSet {
@@ -289,16 +306,11 @@ fn a_card_that_keeps_its_old_contents_is_told_apart() {
             ..Faults::default()
         },
     );
-    let report = flash_cards(
-        &image,
-        &[&card],
-        &Options {
-            probe: false,
-            ..options()
-        },
-    )
-    .unwrap()
-    .remove(0);
+    let no_probe = Options {
+        probe: false,
+        ..options()
+    };
+    let report = flash_with(&image, None, &card, &no_probe).unwrap();
     let error = report.error.unwrap();
     assert_eq!(error.kind(), ErrorKind::Verify);
     let remaining = report.verification.unwrap().remaining;
@@ -349,7 +361,7 @@ fn without_the_probe_reading_back_finds_wrapped_capacity() {
         probe: false,
         ..options()
     };
-    let report = flash_cards(&image, &[&card], &no_probe).unwrap().remove(0);
+    let report = flash_with(&image, None, &card, &no_probe).unwrap();
     assert!(!report.published);
     let error = report.error.unwrap();
     assert_eq!(error.kind(), ErrorKind::Verify);
@@ -507,7 +519,13 @@ fn a_stream_that_cannot_be_read_again_is_read_back_again_only() {
     assert!(!report.published);
 }
 
-fn map_of(bytes: &[u8], mapped: &[Range<u64>]) -> crate::bmap::Bmap {
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = Encoder::new(Codec::Gzip, None, 1, Vec::new()).unwrap();
+    packed.write_all(bytes).unwrap();
+    packed.finish().unwrap()
+}
+
+fn map_of(bytes: &[u8], mapped: &[Range<u64>]) -> Bmap {
     let mut builder = BmapBuilder::new(bytes.len() as u64, &set(mapped));
     builder.update(0, bytes).unwrap();
     builder.finish().unwrap()
@@ -528,15 +546,8 @@ fn a_block_map_limits_what_is_written_and_proves_the_image() {
     for wipe in [false, true] {
         let card = FaultyCard::new(22 * MIB, Faults::default());
         let before = card.contents();
-        let slots = [Slot {
-            name: "card".into(),
-            card: &card,
-            progress: &Silent,
-        }];
         let options = Options { wipe, ..options() };
-        let report = flash(&image, Some(&map), &slots, &options)
-            .unwrap()
-            .remove(0);
+        let report = flash_with(&image, Some(&map), &card, &options).unwrap();
         assert!(report.is_verified(), "{:?}", report.error);
         assert_eq!(report.written, set(&mapped).total());
         let unused = set(&[
@@ -567,12 +578,7 @@ fn a_block_map_limits_what_is_written_and_proves_the_image() {
         let mut wrong = Bytes::new(image.bytes.clone());
         wrong.bytes[place as usize] ^= 1;
         let card = FaultyCard::new(22 * MIB, Faults::default());
-        let slots = [Slot {
-            name: "card".into(),
-            card: &card,
-            progress: &Silent,
-        }];
-        let error = flash(&wrong, Some(&map), &slots, &options()).unwrap_err();
+        let error = flash_with(&wrong, Some(&map), &card, &options()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Verify);
         assert!(error.to_string().contains("bytes "), "{error}");
         assert_withheld(&card, &CardReport::default());
@@ -582,12 +588,7 @@ fn a_block_map_limits_what_is_written_and_proves_the_image() {
         let mut wrong = Bytes::new(image.bytes.clone());
         wrong.bytes.resize(len as usize, 0);
         let card = FaultyCard::new(22 * MIB, Faults::default());
-        let slots = [Slot {
-            name: "card".into(),
-            card: &card,
-            progress: &Silent,
-        }];
-        let error = flash(&wrong, Some(&map), &slots, &options()).unwrap_err();
+        let error = flash_with(&wrong, Some(&map), &card, &options()).unwrap_err();
         assert!(matches!(
             error.kind(),
             ErrorKind::Unsound | ErrorKind::Verify
@@ -599,9 +600,7 @@ fn a_block_map_limits_what_is_written_and_proves_the_image() {
 #[test]
 fn a_sha256_is_that_of_the_file_or_of_what_is_in_it() {
     let bytes = image(3 * MIB);
-    let mut packed = crate::codec::Encoder::new(Codec::Gzip, None, 1, Vec::new()).unwrap();
-    std::io::Write::write_all(&mut packed, &bytes).unwrap();
-    let packed = packed.finish().unwrap();
+    let packed = gzip(&bytes);
     let hash = |bytes: &[u8]| -> [u8; 32] { Sha256::digest(bytes).into() };
     for (sha256, good) in [
         (hash(&bytes), true),
@@ -615,13 +614,8 @@ fn a_sha256_is_that_of_the_file_or_of_what_is_in_it() {
             Some(sha256),
         );
         let card = FaultyCard::new(4 * MIB, Faults::default());
-        let slots = [Slot {
-            name: "card".into(),
-            card: &card,
-            progress: &Silent,
-        }];
-        match flash(&source, None, &slots, &options()) {
-            Ok(reports) => assert!(good && reports[0].is_verified()),
+        match flash_with(&source, None, &card, &options()) {
+            Ok(report) => assert!(good && report.is_verified()),
             Err(error) => {
                 assert!(!good);
                 assert_eq!(error.kind(), ErrorKind::Verify);
@@ -634,18 +628,11 @@ fn a_sha256_is_that_of_the_file_or_of_what_is_in_it() {
 #[test]
 fn a_damaged_image_is_an_error_of_the_image() {
     let bytes = image(3 * MIB);
-    let mut packed = crate::codec::Encoder::new(Codec::Gzip, None, 1, Vec::new()).unwrap();
-    std::io::Write::write_all(&mut packed, &bytes).unwrap();
-    let mut packed = packed.finish().unwrap();
+    let mut packed = gzip(&bytes);
     packed.truncate(packed.len() - 5);
     let source = StreamSource::new(move || Ok(std::io::Cursor::new(packed.clone())), true, None);
     let card = FaultyCard::new(4 * MIB, Faults::default());
-    let slots = [Slot {
-        name: "card".into(),
-        card: &card,
-        progress: &Silent,
-    }];
-    let error = flash(&source, None, &slots, &options()).unwrap_err();
+    let error = flash_with(&source, None, &card, &options()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsound);
     assert_withheld(&card, &CardReport::default());
 }
@@ -669,6 +656,3 @@ fn partitions_past_the_cards_end_are_refused_before_the_first_write() {
     let image = Bytes::new(bytes);
     assert_good(&image, &card, &flash_one(&image, &card));
 }
-
-use crate::codec::Codec;
-use crate::units::ByteRange;

@@ -20,6 +20,7 @@ use super::source::ImageSource;
 use super::target::is_final;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{AlignedBuf, RangeSet, is_zero};
+use crate::pipeline::{Job, together};
 use crate::progress::Phase;
 use crate::units::{ByteRange, human_bytes};
 
@@ -259,13 +260,12 @@ impl Work {
                 }
             }
         };
-        std::thread::scope(|scope| {
-            let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(compare)).collect();
-            readers.into_iter().try_for_each(|reader| {
-                // OK to unwrap: a panic in a reader is a bug, and goes on as one.
-                reader.join().expect("readers do not panic")
-            })
-        })?;
+        let mut outcomes: Vec<Result<()>> = (0..READERS).map(|_| Ok(())).collect();
+        let readers = outcomes
+            .iter_mut()
+            .map(|outcome| -> Job { Box::new(|| *outcome = compare()) });
+        together(readers, || ());
+        outcomes.into_iter().collect::<Result<()>>()?;
         let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut wrong = found.wrong;
         let aliases = find_aliases(expected.digests, &found.crcs);

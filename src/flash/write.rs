@@ -18,11 +18,11 @@ use super::Options;
 use super::digest::Digests;
 use super::lane::{IN_FLIGHT, Lane};
 use super::plan::{BLOCK, CELL, FlashPlan, HEAD, too_small};
-use super::queue::Queue;
 use super::source::ImageReader;
 use crate::bmap::Bmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{AlignedBuf, is_zero};
+use crate::pipeline::{Job, Queue, guarded, together};
 
 /// Zeros that stand together for so long, on this grid, may be left to the card to make.
 const ZERO_RUN: u64 = 64 << 10;
@@ -115,30 +115,29 @@ pub(super) fn write_all(
         lanes,
         stall_limit: options.give_up,
     };
-    let (feed_outcome, read_outcome) = std::thread::scope(|scope| {
-        let reading = scope.spawn(|| {
-            let outcome = read_cells(reader, first, plan, &pool, &unpacked);
-            unpacked.close();
-            outcome
-        });
-        for lane in lanes {
-            for _ in 0..IN_FLIGHT {
-                scope.spawn(move || {
-                    while let Some(cell) = lane.queue.pop() {
-                        lane.attempt(|| lane.write_cell(&cell));
-                    }
-                });
-            }
+    let mut read_outcome = Ok(0);
+    let mut jobs: Vec<Job> = vec![Box::new(|| {
+        read_outcome = guarded(|| read_cells(reader, first, plan, &pool, &unpacked));
+        unpacked.close();
+    })];
+    for lane in lanes {
+        for _ in 0..IN_FLIGHT {
+            jobs.push(Box::new(move || {
+                while let Some(cell) = lane.queue.pop() {
+                    lane.attempt(|| lane.write_cell(&cell));
+                }
+            }));
         }
-        let outcome = feed.run(&unpacked);
+    }
+    let feed_outcome = together(jobs, || {
+        let outcome = guarded(|| feed.run(&unpacked));
         // The reader may wait for room, or for a buffer.
         unpacked.abandon();
         pool.close();
         for lane in lanes {
             lane.queue.close();
         }
-        // OK to unwrap: a panic in the reader is a bug, and goes on as one.
-        (outcome, reading.join().expect("the reader does not panic"))
+        outcome
     });
     // What the reader met comes first: the feed then just saw an end.
     let image_len = read_outcome?;

@@ -5,11 +5,13 @@ pub mod cursor;
 pub mod memory;
 pub mod overlay;
 pub mod range_set;
+pub mod steps;
 pub mod window;
 
 pub use aligned::{AlignedBuf, MEMORY_ALIGNMENT};
 pub use overlay::{Layered, Overlay, Segment, Source};
 pub use range_set::RangeSet;
+pub use steps::Steps;
 pub use window::Window;
 
 use crate::error::{Error, ErrorKind, Result};

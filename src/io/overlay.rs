@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::steps::pieces;
 use super::{RangeSet, ReadAt, WriteAt, check_range};
 use crate::error::{Error, Result};
 
@@ -159,6 +160,26 @@ impl Overlay {
         }
     }
 
+    /// Takes `range` from the base at the same offset again.
+    pub fn forget(&mut self, range: Range<u64>) {
+        self.clear(range);
+    }
+
+    /// Copies what `other` says about `range` over this one's (both describe the same disk and
+    /// base); what it leaves to the base stays as it is here.
+    pub fn take(&mut self, other: &Overlay, range: Range<u64>) {
+        for segment in other.segments(range) {
+            if !matches!(segment.source, Source::Base(from) if from == segment.start) {
+                self.set(segment.start, segment.len, segment.source);
+            }
+        }
+    }
+
+    /// Lists what does not come from the base at its own offset, in order.
+    pub fn changed(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.runs.iter().map(|(&start, run)| start..start + run.len)
+    }
+
     /// Lists all sources of `range` in order, without gaps; neighbours may share a source.
     pub fn segments(&self, range: Range<u64>) -> Segments<'_> {
         Segments {
@@ -196,6 +217,28 @@ impl Overlay {
         disk
     }
 
+    /// Puts a partition's overlay in its place, as [`rebase`](Self::rebase) and
+    /// [`merge`](Self::merge) would; of many runs there is never a second copy.
+    pub fn place(&mut self, part: Overlay, offset: u64, base_offset: u64) {
+        let same = offset == base_offset;
+        let mut at = 0;
+        let gap = |disk: &mut Self, from: u64, to: u64| {
+            if !same {
+                disk.set_base(from + offset, to - from, from + base_offset);
+            }
+        };
+        for (start, run) in part.runs {
+            gap(self, at, start);
+            at = start + run.len;
+            match run.source {
+                Source::Base(from) if from + base_offset == start + offset => {}
+                Source::Base(from) => self.set_base(start + offset, run.len, from + base_offset),
+                source => self.set(start + offset, run.len, source),
+            }
+        }
+        gap(self, at, part.len);
+    }
+
     /// Copies every run of `other` over this one's (both describe the same disk and base).
     pub fn merge(&mut self, other: &Overlay) {
         for (&start, run) in &other.runs {
@@ -228,19 +271,29 @@ impl Overlay {
         flat
     }
 
-    /// Makes `target` what the overlay over it describes: moves first, then everything but the
-    /// bytes of `last`, then a sync, then `last`, then a sync. With `last` a superblock or a
-    /// table sector, an interruption leaves the old state visible. Calls `written` with the byte
-    /// range of each write as it is made.
+    /// Flattens two, this one above: like [`then`](Self::then), but without a copy where there is
+    /// nothing below.
+    pub fn onto(self, lower: &Overlay) -> Overlay {
+        let within = |(start, run): (&u64, &Run)| {
+            let from = match run.source {
+                Source::Base(from) => from,
+                _ => *start,
+            };
+            from + run.len <= lower.len
+        };
+        if lower.is_empty() && self.len <= lower.len && self.runs.iter().all(within) {
+            return self;
+        }
+        lower.then(&self)
+    }
+
+    /// Makes `target` what the overlay over it describes: moves, then everything else, each with a
+    /// sync behind it. Calls `written` with the byte range of each write as it is made. What has to
+    /// be written before something else is a step of its own, see [`Steps`](super::Steps).
     ///
     /// # Errors
     /// Whatever the target fails with, or the caller's own error from `written`.
-    pub fn commit(
-        &self,
-        target: &dyn WriteAt,
-        last: Range<u64>,
-        written: OnWrite<'_>,
-    ) -> Result<()> {
+    pub fn commit(&self, target: &dyn WriteAt, written: OnWrite<'_>) -> Result<()> {
         check_range(target.len(), 0, self.len)?;
         let moves: Vec<_> = self
             .runs
@@ -261,21 +314,27 @@ impl Overlay {
         if !moves.is_empty() {
             target.sync()?;
         }
-        let mut withheld = Vec::new();
-        for segment in self.all_segments() {
-            for (part, is_last) in split_by(segment.start..segment.end(), &last) {
-                let source = segment.source.advanced(part.start - segment.start);
-                if is_last {
-                    withheld.push((part, source));
-                } else {
-                    write_run(target, part, &source, written)?;
+        if moves.len() == self.runs.len() {
+            return Ok(());
+        }
+        let mut pending = Pending::default();
+        for (&start, run) in &self.runs {
+            let end = start + run.len;
+            match &run.source {
+                Source::Base(_) => {}
+                Source::Bytes(bytes, index) => {
+                    let part = &bytes[*index..*index + run.len as usize];
+                    pending.add(start, part, target, written)?;
+                }
+                Source::Zero => {
+                    for piece in pieces(start..end, COPY_CHUNK) {
+                        let zeros = vec![0; (piece.end - piece.start) as usize];
+                        pending.add(piece.start, &zeros, target, written)?;
+                    }
                 }
             }
         }
-        target.sync()?;
-        for (part, source) in withheld {
-            write_run(target, part, &source, written)?;
-        }
+        pending.write(target, written)?;
         target.sync()
     }
 }
@@ -315,47 +374,40 @@ fn copy_within(
     Ok(())
 }
 
-fn write_run(
-    target: &dyn WriteAt,
-    range: Range<u64>,
-    source: &Source,
-    written: OnWrite<'_>,
-) -> Result<()> {
-    match source {
-        Source::Base(_) => Ok(()),
-        Source::Bytes(bytes, index) => {
-            let part = &bytes[*index..*index + (range.end - range.start) as usize];
-            target.write_all_at(range.start, part)?;
-            written(range, part)
-        }
-        Source::Zero => {
-            let zeros = vec![0; COPY_CHUNK.min(range.end - range.start) as usize];
-            let mut at = range.start;
-            while at < range.end {
-                let step = (zeros.len() as u64).min(range.end - at);
-                target.write_all_at(at, &zeros[..step as usize])?;
-                written(at..at + step, &zeros[..step as usize])?;
-                at += step;
-            }
-            Ok(())
-        }
-    }
+/// Neighbouring bytes that are written together.
+#[derive(Default)]
+struct Pending {
+    start: u64,
+    bytes: Vec<u8>,
 }
 
-/// Cuts `range` into the parts outside and inside of `cut`.
-fn split_by(range: Range<u64>, cut: &Range<u64>) -> Vec<(Range<u64>, bool)> {
-    let inside = range.start.max(cut.start)..range.end.min(cut.end);
-    if inside.start >= inside.end {
-        return vec![(range, false)];
+impl Pending {
+    fn add(
+        &mut self,
+        start: u64,
+        bytes: &[u8],
+        target: &dyn WriteAt,
+        written: OnWrite<'_>,
+    ) -> Result<()> {
+        let follows = self.start + self.bytes.len() as u64 == start;
+        if !follows || self.bytes.len() + bytes.len() > COPY_CHUNK as usize {
+            self.write(target, written)?;
+            self.start = start;
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
     }
-    [
-        (range.start..inside.start, false),
-        (inside.clone(), true),
-        (inside.end..range.end, false),
-    ]
-    .into_iter()
-    .filter(|(part, _)| part.start < part.end)
-    .collect()
+
+    fn write(&mut self, target: &dyn WriteAt, written: OnWrite<'_>) -> Result<()> {
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        target.write_all_at(self.start, &self.bytes)?;
+        let range = self.start..self.start + self.bytes.len() as u64;
+        written(range, &self.bytes)?;
+        self.bytes.clear();
+        Ok(())
+    }
 }
 
 /// See [`Overlay::segments`].
@@ -506,6 +558,19 @@ mod tests {
             let lifted = lower.rebase(8, 16, 100);
             let wide = MemoryDisk::from([vec![9; 16], base.clone(), vec![9; 60]].concat());
             assert_eq!(&read(&lifted, &wide)[8..72], model);
+            for base_offset in [16, 8] {
+                let lifted = lower.rebase(8, base_offset, 100);
+                let (mut merged, mut placed) = (Overlay::new(100), Overlay::new(100));
+                scribble(&mut state, &mut merged, &base, &mut [0; 100]);
+                placed.merge(&merged);
+                merged.merge(&lifted);
+                placed.place(lower.clone(), 8, base_offset);
+                assert_eq!(read(&placed, &wide), read(&merged, &wide));
+            }
+            for lower in [lower, Overlay::new(60), Overlay::new(64), Overlay::new(40)] {
+                let flat = upper.clone().onto(&lower);
+                assert_eq!(read(&flat, &disk), read(&lower.then(&upper), &disk));
+            }
         }
     }
 
@@ -516,7 +581,7 @@ mod tests {
         // Upwards onto the source of a move downwards, which comes later.
         overlay.set_base(30, 10, 0);
         overlay.set_base(10, 10, 30);
-        let refused = overlay.commit(&disk, 0..0, &mut |_, _| Ok(()));
+        let refused = overlay.commit(&disk, &mut |_, _| Ok(()));
         assert_eq!(
             refused.unwrap_err().kind(),
             crate::error::ErrorKind::Internal
@@ -525,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn commit_gives_what_reading_gives_and_withholds_the_last_range() {
+    fn commit_gives_what_reading_gives() {
         let mut state = 5;
         for round in 0..100 {
             let base: Vec<u8> = (0..64).map(|_| random(&mut state, 256) as u8).collect();
@@ -537,15 +602,8 @@ mod tests {
             overlay.set_zero(60..64);
             let disk = MemoryDisk::from(base);
             let expected = read(&overlay, &disk);
-            let mut order = Vec::new();
-            overlay
-                .commit(&disk, 0..2, &mut |range, _| {
-                    order.push(range);
-                    Ok(())
-                })
-                .unwrap();
+            overlay.commit(&disk, &mut |_, _| Ok(())).unwrap();
             assert_eq!(disk.to_vec(), expected);
-            assert!(order.last().unwrap().start < 2);
         }
     }
 }

@@ -13,6 +13,7 @@
 mod layout;
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use super::{Decoded, Partition, PartitionKind, find_overlap, past_the_end, put, u32_at};
 use crate::error::{Error, Result};
@@ -76,6 +77,24 @@ pub(super) fn set_extent(sector: &mut Sector, slot: usize, start: u32, sectors: 
 
 fn is_signed(sector: &Sector) -> bool {
     sector[510..] == [0x55, 0xAA]
+}
+
+/// Could a sector without a signature be an EBR all the same? One of the two entries that count
+/// then is in order and in the extended partition.
+fn names_partitions(sector: &Sector, lba: u64, container: Range<u64>) -> bool {
+    (0..2).map(|slot| Entry::of(sector, slot)).any(|entry| {
+        let base = if entry.is_extended() {
+            container.start
+        } else {
+            lba
+        };
+        let (start, end) = entry.extent(base);
+        entry.is_used()
+            && entry.has_proper_flag()
+            && entry.type_byte != 0
+            && start > lba
+            && end <= container.end
+    })
 }
 
 pub(super) fn has_used_entry(sector: &Sector) -> bool {
@@ -279,6 +298,13 @@ impl Mbr {
             let mut sector = [0; SECTOR as usize];
             disk.read_exact_at(lba * SECTOR, &mut sector)?;
             if !is_signed(&sector) {
+                if names_partitions(&sector, lba, start..end) {
+                    // Nobody sees those partitions, so an image would lack them in silence.
+                    return Err(Error::unsound(format!(
+                        "the EBR of {name} at sector {lba} names partitions, but lacks its signature 55 AA"
+                    ))
+                    .with_hint("`sfdisk` can write it anew: sfdisk -d DISK, then sfdisk DISK with what that gave"));
+                }
                 warnings.push(format!(
                     "the chain of {name} ends at sector {lba}, which is not an EBR"
                 ));

@@ -6,6 +6,8 @@ flip-once=AT    the byte at AT is written with a flipped bit, the first time
 flip=AT         ... every time
 bad-write=AT    writes that touch AT fail
 bad-read=AT     reads that touch AT fail
+bad-write-once=AT, bad-read-once=AT  ... the first time only
+bad-sync        it cannot write out what it has taken
 short           every read gives half of what it could
 wrap=LEN        addresses wrap at LEN
 gone=BYTES      after so many written bytes every request fails
@@ -55,10 +57,15 @@ class Card:
     def touches(self, fault, offset, count):
         return fault in self.faults and offset <= int(self.faults[fault]) < offset + count
 
+    def fail(self, fault, offset, count):
+        once = f"{fault}-once"
+        if self.touches(fault, offset, count) or self.touches(once, offset, count):
+            self.faults.pop(once, None)
+            raise OSError(errno.EIO, "injected")
+
     def read(self, offset, count):
         self.check()
-        if self.touches("bad-read", offset, count):
-            raise OSError(errno.EIO, "injected")
+        self.fail("bad-read", offset, count)
         count = max(0, min(count, self.size - offset))
         if "short" in self.faults and count > 8192:
             count = count // 2 // 4096 * 4096
@@ -66,8 +73,7 @@ class Card:
 
     def write(self, offset, data):
         self.check()
-        if self.touches("bad-write", offset, len(data)):
-            raise OSError(errno.EIO, "injected")
+        self.fail("bad-write", offset, len(data))
         if "stall" in self.faults:
             place, seconds = self.faults["stall"].split(",")
             if offset <= int(place) < offset + len(data):
@@ -112,6 +118,8 @@ def answer(card, opcode, node, body):
         return struct.pack("<2I", count, 0)
     if opcode == FSYNC:
         card.check()
+        if "bad-sync" in card.faults:
+            raise OSError(errno.EIO, "injected")
         return b""
     if opcode == STATFS:
         return struct.pack("<5Q4I6I", 1 << 30, 1 << 30, 1 << 30, 1, 1, 4096, 255, 4096, 0, *[0] * 6)

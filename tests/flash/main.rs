@@ -6,5 +6,6 @@ mod cards;
 mod faults;
 mod images;
 mod layouts;
+mod safety;
 mod tools;
 mod web;

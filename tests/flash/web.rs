@@ -18,7 +18,12 @@ struct Manners {
     ignores_ranges: bool,
     /// The file is another one from the second request on.
     changes: bool,
+    /// Has a page for people for whatever it does not have.
+    has_pages: bool,
 }
+
+/// What lies beside the image: the end of its address, and its contents.
+type Beside = Vec<(&'static str, String)>;
 
 struct Server {
     address: String,
@@ -26,19 +31,19 @@ struct Server {
 }
 
 impl Server {
-    fn start(image: Vec<u8>, sidecar: Option<String>, manners: Manners) -> Self {
+    fn start(image: Vec<u8>, beside: Beside, manners: Manners) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (log, image) = (requests.clone(), Arc::new(image));
+        let (log, image, beside) = (requests.clone(), Arc::new(image), Arc::new(beside));
         let broken = Arc::new(AtomicU32::new(0));
         // Ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (image, log, broken) = (image.clone(), log.clone(), broken.clone());
-                let sidecar = sidecar.clone();
+                let beside = beside.clone();
                 std::thread::spawn(move || {
-                    let _ = answer(stream, &image, sidecar.as_deref(), manners, &log, &broken);
+                    let _ = answer(stream, &image, &beside, manners, &log, &broken);
                 });
             }
         });
@@ -53,7 +58,7 @@ impl Server {
 fn answer(
     mut stream: TcpStream,
     image: &[u8],
-    sidecar: Option<&str>,
+    beside: &Beside,
     manners: Manners,
     log: &Mutex<Vec<String>>,
     broken: &AtomicU32,
@@ -87,23 +92,27 @@ fn answer(
         false => "\"one\"",
     };
     let close = "Connection: close\r\n\r\n";
-    match (path.as_str(), sidecar) {
-        ("/moved", _) => {
+    let head = |status: &str, kind: &str, len: usize| {
+        format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\n{close}")
+    };
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let name = name.split('?').next().unwrap_or_default();
+    if let Some((_, text)) = beside.iter().find(|(own, _)| *own == name) {
+        let head = head("200 OK", "text/plain", text.len());
+        return stream.write_all(format!("{head}{text}").as_bytes());
+    }
+    match name {
+        "moved" => {
             let head = "HTTP/1.1 302 Found\r\nLocation: /image\r\nContent-Length: 0\r\n";
             return stream.write_all(format!("{head}{close}").as_bytes());
         }
-        ("/image", _) => {}
-        ("/image.sha256" | "/moved.sha256", Some(text)) => {
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{close}",
-                text.len()
-            );
-            return stream.write_all(format!("{head}{text}").as_bytes());
+        "image" | "image.img.xz" => {}
+        _ if manners.has_pages => {
+            let page = "<html>Nothing here, but have you seen our products?</html>";
+            let head = head("200 OK", "text/html; charset=utf-8", page.len());
+            return stream.write_all(format!("{head}{page}").as_bytes());
         }
-        _ => {
-            let head = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n";
-            return stream.write_all(format!("{head}{close}").as_bytes());
-        }
+        _ => return stream.write_all(head("404 Not Found", "text/html", 0).as_bytes()),
     }
     let partial = !manners.ignores_ranges && if_range.as_deref().is_none_or(|name| name == tag);
     let start = range.filter(|_| partial).unwrap_or(0);
@@ -154,7 +163,7 @@ fn an_image_from_the_web_survives_redirects_and_broken_connections() {
             "/moved",
         ),
     ] {
-        let server = Server::start(bytes.clone(), None, manners);
+        let server = Server::start(bytes.clone(), vec![], manners);
         let url = format!("{}{path}", server.address);
         fs::write(&card, vec![0xa5; 80 * MIB as usize]).unwrap();
         flash(&url, &card, &["--expand", "none"]);
@@ -179,7 +188,7 @@ fn a_file_that_changes_meanwhile_or_is_not_there_is_an_error() {
         changes: true,
         ..Manners::default()
     };
-    let server = Server::start(raw, None, manners);
+    let server = Server::start(raw, vec![], manners);
     let url = format!("{}/image", server.address);
     let (code, errors) = refusal(&["flash", &url, text(&card), "--yes"]);
     assert_eq!(code, 1, "{errors}");
@@ -200,12 +209,89 @@ fn the_checksum_beside_it_counts() {
     let raw = fs::read(&image).unwrap();
     let card = scratch.card("card", 80 * MIB);
     let sum = tool("sha256sum", &[text(&image)]);
-    let server = Server::start(raw.clone(), Some(sum.clone()), Manners::default());
+    let beside = vec![("moved.sha256", sum.clone())];
+    let server = Server::start(raw.clone(), beside, Manners::default());
     flash(&format!("{}/moved", server.address), &card, &[]);
-    let wrong = sum.replace(['0', '5'], "7");
-    let server = Server::start(raw, Some(wrong), Manners::default());
-    let url = format!("{}/image", server.address);
-    let (code, errors) = refusal(&["flash", &url, text(&card), "--yes"]);
-    assert_eq!(code, 4, "{errors}");
-    assert!(read(&card, 0, MIB).iter().all(|&byte| byte == 0));
+    for (wrong, code, words) in [
+        (sum.replace(['0', '5'], "7"), 4, "SHA-256"),
+        ("x".repeat(100_000), 3, "image.sha256 is larger than"),
+        (
+            "none of it".to_owned(),
+            3,
+            "image.sha256 does not begin with a sha256",
+        ),
+    ] {
+        fs::write(&card, vec![0; 80 * MIB as usize]).unwrap();
+        let beside = vec![("image.sha256", wrong)];
+        let server = Server::start(raw.clone(), beside, Manners::default());
+        let url = format!("{}/image", server.address);
+        let (exit, errors) = refusal(&["flash", &url, text(&card), "--yes"]);
+        assert_eq!(exit, code, "{errors}");
+        assert!(errors.contains(words), "{errors}");
+        assert!(read(&card, 0, MIB).iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn the_block_map_beside_it_is_used() {
+    let scratch = Scratch::new();
+    let image = pi_image(&scratch, "x.img");
+    let raw = fs::read(&image).unwrap();
+    tool("xz", &["-0", "-k", text(&image)]);
+    let packed = fs::read(scratch.path("x.img.xz")).unwrap();
+    let map = scratch.path("map");
+    tool("bmaptool", &["create", "-o", text(&map), text(&image)]);
+    let map = fs::read_to_string(map).unwrap();
+    let card = scratch.card("card", 80 * MIB);
+    let run = |bytes: &[u8], path: &str, beside: Beside, more: &[&str], manners: Manners| {
+        let server = Server::start(bytes.to_vec(), beside, manners);
+        let url = format!("{}{path}", server.address);
+        let more = [&["--expand", "none"], more].concat();
+        let said = flash(&url, &card, &more);
+        assert!(read(&card, 0, 64 * MIB) == raw, "{path} {more:?}");
+        (said["written_bytes"].as_u64().unwrap(), server.requests())
+    };
+    let polite = Manners::default();
+    // Under each of the names that it may have beside a file, in this order.
+    for (asked, name) in ["image.img.xz.bmap", "image.img.bmap", "image.bmap"]
+        .into_iter()
+        .enumerate()
+    {
+        let beside = vec![(name, map.clone())];
+        let (written, requests) = run(&packed, "/a/image.img.xz", beside, &[], polite);
+        assert!(written < 16 * MIB, "{name}: {written}");
+        assert_eq!(requests[asked], format!("/a/{name}"));
+        assert!(!requests[..asked].contains(&format!("/a/{name}")));
+    }
+    let beside = || vec![("image.bmap", map.clone())];
+    let (written, requests) = run(&raw, "/image", beside(), &["--no-bmap"], polite);
+    assert_eq!(written, 64 * MIB);
+    assert!(
+        !requests.iter().any(|path| path.ends_with(".bmap")),
+        "{requests:?}"
+    );
+    let pages = Manners {
+        has_pages: true,
+        ..polite
+    };
+    assert_eq!(run(&raw, "/image", vec![], &[], pages).0, 64 * MIB);
+    // What follows a question mark is not a name: nothing lies beside.
+    let (written, requests) = run(&raw, "/image?key=1", beside(), &[], polite);
+    assert_eq!((written, requests.len()), (64 * MIB, 1));
+
+    let mut other = raw.clone();
+    other[9 * MIB as usize + 2000] ^= 1;
+    for (bytes, map, code, words) in [
+        (&other, map.clone(), 4, "do not have the checksum"),
+        (&raw, map.replace("sha256", "sha1"), 3, "/image.bmap"),
+        (&raw, "<bmap".to_owned(), 3, "/image.bmap"),
+    ] {
+        fs::write(&card, vec![0; 80 * MIB as usize]).unwrap();
+        let server = Server::start(bytes.clone(), vec![("image.bmap", map)], polite);
+        let url = format!("{}/image", server.address);
+        let (exit, errors) = refusal(&["flash", &url, text(&card), "--yes"]);
+        assert_eq!(exit, code, "{errors}");
+        assert!(errors.contains(words), "{errors}");
+        assert!(read(&card, 0, MIB).iter().all(|&byte| byte == 0));
+    }
 }

@@ -4,7 +4,7 @@
 use std::fs;
 
 use super::*;
-use crate::capture::{Captured, Loss, PlanOptions, RunOptions, Sink, plan, run};
+use crate::capture::{CapturePlan, Captured, Loss, PlanOptions, RunOptions, Sink, plan, run};
 use crate::codec::Codec;
 use crate::ext4::test_image::{Scratch, mke2fs};
 use crate::io::memory::{FaultyDisk, MemoryDisk};
@@ -16,13 +16,13 @@ const FS: u64 = 32 << 20;
 const BLOCK: u64 = 1024;
 
 /// A card with an ext4 filesystem as its first partition.
-struct Card {
-    bytes: Vec<u8>,
+pub(in crate::capture) struct Card {
+    pub(in crate::capture) bytes: Vec<u8>,
     filesystem: Scratch,
 }
 
 impl Card {
-    fn new() -> Self {
+    pub(in crate::capture) fn new() -> Self {
         let tree = Scratch::folder();
         let home = tree.as_ref().join("home/pi");
         fs::create_dir_all(&home).unwrap();
@@ -58,7 +58,7 @@ impl Card {
     }
 
     /// Where a block of a file begins on the card.
-    fn block_of(&self, path: &str, index: usize) -> u64 {
+    pub(in crate::capture) fn block_of(&self, path: &str, index: usize) -> u64 {
         let blocks = self.ask(&format!("blocks {path}"));
         let numbers: Vec<u64> = blocks
             .split_whitespace()
@@ -98,13 +98,13 @@ impl Card {
         PART + table[..digits].parse::<u64>().unwrap() * BLOCK + (number - 1) * 256
     }
 
-    fn failing(&self, bad: &[Range<u64>]) -> FaultyDisk<MemoryDisk> {
+    pub(in crate::capture) fn failing(&self, bad: &[Range<u64>]) -> FaultyDisk<MemoryDisk> {
         FaultyDisk::new(MemoryDisk::from(self.bytes.clone()))
             .with_bad_reads(bad.iter().cloned().collect())
     }
 }
 
-fn small() -> PlanOptions {
+pub(in crate::capture) fn small() -> PlanOptions {
     PlanOptions {
         headroom: 1 << 20,
         ..PlanOptions::default()
@@ -120,7 +120,10 @@ fn whole() -> PlanOptions {
 }
 
 /// Captures `disk`; returns also the image.
-fn capture(disk: &dyn ReadAt, options: &PlanOptions) -> Result<(CapturePlan, Captured, Vec<u8>)> {
+pub(in crate::capture) fn capture(
+    disk: &dyn ReadAt,
+    options: &PlanOptions,
+) -> Result<(CapturePlan, Captured, Vec<u8>)> {
     let plan = plan(disk, options, &Silent)?;
     let file = Scratch::file(&[]);
     let out = fs::OpenOptions::new().read(true).write(true).open(&file);

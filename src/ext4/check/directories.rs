@@ -17,8 +17,6 @@ use crate::units::{BlockNr, InodeNr};
 
 /// Encrypted names are at least one cipher block long.
 const ENCRYPTED_NAME_MIN: usize = 16;
-/// `s_flags`: names are hashed as unsigned bytes.
-const FLAGS_UNSIGNED_HASH: u32 = 2;
 
 /// One block of one directory.
 #[derive(Clone, Copy)]
@@ -62,7 +60,7 @@ impl Check<'_> {
                 }
             }
         }
-        let hasher = self.hasher();
+        let hasher = Hasher::of(&self.fs.superblock);
         for mut items in [firsts, others] {
             items.sort_unstable_by_key(|item| item.block);
             let (view, fs) = (self.view, self.fs);
@@ -87,13 +85,6 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn hasher(&self) -> Hasher {
-        const S_HASH_SEED: usize = 0xEC;
-        let superblock = &self.fs.superblock;
-        let seed = std::array::from_fn(|word| le32(superblock.bytes(), S_HASH_SEED + 4 * word));
-        Hasher::new(seed, superblock.s_flags() & FLAGS_UNSIGNED_HASH != 0)
-    }
-
     fn directory_block(&mut self, item: Item, bytes: &[u8], hasher: &Hasher) {
         let record = self.dir_record(item.dir as usize);
         let number = record.number;
@@ -109,7 +100,7 @@ impl Check<'_> {
                 .binary_search_by_key(&item.dir, |index| index.0)
                 .ok();
             match index {
-                Some(_) => Index::kind_of(self.fs, bytes),
+                Some(_) => dir::node_or_leaf(self.fs, bytes),
                 None => BlockKind::Leaf,
             }
         };

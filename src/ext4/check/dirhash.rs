@@ -3,6 +3,9 @@
 //! Specification: the kernel's Documentation/filesystems/ext4/directory.rst; half-MD4 and TEA are
 //! those of the published algorithms, on words filled with the name's length.
 
+use super::super::raw::le32;
+use super::super::superblock::Superblock;
+
 /// `hash_version` of an index.
 pub const LEGACY: u8 = 0;
 pub const HALF_MD4: u8 = 1;
@@ -18,6 +21,14 @@ pub struct Hasher {
 }
 
 impl Hasher {
+    /// Takes what the superblock says of hashes.
+    pub fn of(superblock: &Superblock) -> Self {
+        const S_HASH_SEED: usize = 0xEC;
+        const FLAGS_UNSIGNED_HASH: u32 = 2;
+        let seed = std::array::from_fn(|word| le32(superblock.bytes(), S_HASH_SEED + 4 * word));
+        Self::new(seed, superblock.s_flags() & FLAGS_UNSIGNED_HASH != 0)
+    }
+
     /// Takes `s_hash_seed`, and whether `s_flags` says that bytes are unsigned.
     pub fn new(s_hash_seed: [u32; 4], unsigned: bool) -> Self {
         const DEFAULT: [u32; 4] = [0x6745_2301, 0xEFCD_AB89, 0x98BA_DCFE, 0x1032_5476];

@@ -71,17 +71,6 @@ impl Index {
         self.hash_version
     }
 
-    /// Tells a node from a leaf, which only the shape of the block does.
-    pub fn kind_of(fs: &Super, block: &[u8]) -> BlockKind {
-        let is_node =
-            dir::looks_like_node(block) && dir::dx_pairs(fs, BlockKind::DxNode, block).is_ok();
-        if is_node {
-            BlockKind::DxNode
-        } else {
-            BlockKind::Leaf
-        }
-    }
-
     /// Takes the pairs of the root or a node.
     ///
     /// # Errors

@@ -17,9 +17,9 @@
 //! judged. Duplicates of a name are looked for within each block, which is where e2fsck does.
 
 mod attributes;
-mod batch;
+pub mod batch;
 mod directories;
-mod dirhash;
+pub mod dirhash;
 mod index;
 mod inodes;
 mod quota;

@@ -83,6 +83,11 @@ impl<'a> Log<'a> {
         }
     }
 
+    /// Returns the blocks of the filesystem that belong to the journal.
+    pub fn places(&self) -> &RangeSet {
+        &self.places
+    }
+
     /// Does a block of the filesystem belong to the journal?
     pub fn contains(&self, block: BlockNr) -> bool {
         self.places.contains(block)

@@ -17,21 +17,21 @@ use crate::ext4::checksum::crc32c;
 use crate::ext4::raw::{be16, be32, join};
 use crate::units::BlockNr;
 
-const DESCRIPTOR_BLOCK: u32 = 1;
-const COMMIT_BLOCK: u32 = 2;
+pub(super) const DESCRIPTOR_BLOCK: u32 = 1;
+pub(super) const COMMIT_BLOCK: u32 = 2;
 const REVOKE_BLOCK: u32 = 5;
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 /// Bytes of the checksum at the end of descriptor and revoke blocks.
-const TAIL: usize = 4;
+pub(super) const TAIL: usize = 4;
 
-const FLAG_ESCAPE: u16 = 1;
-const FLAG_SAME_UUID: u16 = 2;
-const FLAG_LAST_TAG: u16 = 8;
+pub(super) const FLAG_ESCAPE: u16 = 1;
+pub(super) const FLAG_SAME_UUID: u16 = 2;
+pub(super) const FLAG_LAST_TAG: u16 = 8;
 
-const H_CHKSUM: usize = 16;
+pub(super) const H_CHKSUM: usize = 16;
 const H_COMMIT_SEC: usize = 48;
 /// `h_chksum_type` and `h_chksum_size` of v1.
-const V1_KIND: [u8; 2] = [1, 4];
+pub(super) const V1_KIND: [u8; 2] = [1, 4];
 
 /// One block that a committed transaction wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -213,19 +213,21 @@ fn block_checksum_matches(superblock: &JournalSuperblock, block: &[u8]) -> bool 
     be32(block, tail) == crc32c(crc, &[0; TAIL])
 }
 
+/// Returns the bytes of a tag, without the UUID that may follow it.
+pub(super) fn tag_size(superblock: &JournalSuperblock) -> usize {
+    let high = if superblock.is_64bit() { 4 } else { 0 };
+    match superblock.checksums() {
+        LogChecksums::V3 => 16,
+        LogChecksums::V2 => 10 + high,
+        LogChecksums::V1 | LogChecksums::None => 8 + high,
+    }
+}
+
 /// Adds the tags of a descriptor block; where their contents lie is filled in later.
 fn decode_tags(superblock: &JournalSuperblock, block: &[u8], tid: u32, tags: &mut Vec<Tag>) {
     let version = superblock.checksums();
     let is_64bit = superblock.is_64bit();
-    let size = match version {
-        LogChecksums::V3 => 16,
-        LogChecksums::V2 => 10,
-        _ => 8,
-    } + if is_64bit && version != LogChecksums::V3 {
-        4
-    } else {
-        0
-    };
+    let size = tag_size(superblock);
     let end = if superblock.checksums_every_block() {
         block.len() - TAIL
     } else {

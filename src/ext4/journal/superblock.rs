@@ -205,9 +205,13 @@ impl JournalSuperblock {
         matches!(self.checksums(), LogChecksums::V2 | LogChecksums::V3)
     }
 
+    pub fn s_uuid(&self) -> &[u8] {
+        &self.bytes[0x30..0x40]
+    }
+
     /// Returns what all checksums but this superblock's start from.
     pub fn seed(&self) -> u32 {
-        crc32c(!0, &self.bytes[0x30..0x40])
+        crc32c(!0, self.s_uuid())
     }
 
     /// Returns the bytes of this superblock for an empty log, whose next transaction is
@@ -221,13 +225,25 @@ impl JournalSuperblock {
             let incompat = be32(&bytes, 0x28) & !INCOMPAT_FAST_COMMIT;
             put_be32(&mut bytes, 0x28, incompat);
         }
+        self.with_checksum(bytes)
+    }
+
+    /// Returns the bytes of this superblock for a log that has to be replayed from block `s_start`
+    /// on, where its next transaction begins.
+    pub fn started(&self, s_start: u32) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        put_be32(&mut bytes, 0x1C, s_start);
+        self.with_checksum(bytes)
+    }
+
+    fn with_checksum(&self, mut bytes: Vec<u8>) -> Vec<u8> {
         if self.checksums_every_block() {
-            let emptied = Self {
+            let changed = Self {
                 bytes,
                 version: self.version,
             };
-            let checksum = emptied.checksum();
-            bytes = emptied.bytes;
+            let checksum = changed.checksum();
+            bytes = changed.bytes;
             put_be32(&mut bytes, S_CHECKSUM, checksum);
         }
         bytes

@@ -10,34 +10,55 @@ use crate::units::BlockNr;
 /// [`NoFit`] when not even the present size can be planned.
 pub fn plan_minimum(metadata: &Metadata) -> Result<ResizePlan, NoFit> {
     let geometry = &metadata.fs.geometry;
-    let mut best = plan(metadata, geometry.blocks_count)?;
+    let mut least = Least {
+        metadata,
+        blocks: geometry.blocks_count,
+        plan: None,
+    };
     // Smallest number of whole groups that fits; the present last group may be partial.
     let (mut low, mut high) = (1, geometry.groups);
     while low < high {
         let middle = low + (high - low) / 2;
-        match plan(metadata, geometry.group_end(middle - 1)) {
-            Ok(fits) => {
-                best = fits;
-                high = middle;
-            }
-            Err(_) => low = middle + 1,
+        match least.fits(geometry.group_end(middle - 1)) {
+            true => high = middle,
+            false => low = middle + 1,
         }
     }
-    let (mut low, mut high) = (
-        geometry.group_start(high - 1) + 1,
-        best.geometry.blocks_count,
-    );
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match plan(metadata, middle) {
-            Ok(fits) => {
-                best = fits;
-                high = middle;
-            }
-            Err(_) => low = middle + 1,
+    let mut low = geometry.group_start(high - 1) + 1;
+    while low < least.blocks {
+        let middle = low + (least.blocks - low) / 2;
+        if !least.fits(middle) {
+            low = middle + 1;
         }
     }
-    Ok(best)
+    least.into_plan()
+}
+
+/// The smallest size so far. With millions of files a plan is large, so there is never a second one.
+struct Least<'a> {
+    metadata: &'a Metadata,
+    blocks: BlockNr,
+    /// The plan for that size, unless another was tried since.
+    plan: Option<ResizePlan>,
+}
+
+impl Least<'_> {
+    /// Tries a smaller size.
+    fn fits(&mut self, blocks: BlockNr) -> bool {
+        self.plan = None;
+        self.plan = plan(self.metadata, blocks).ok();
+        if self.plan.is_some() {
+            self.blocks = blocks;
+        }
+        self.plan.is_some()
+    }
+
+    fn into_plan(self) -> Result<ResizePlan, NoFit> {
+        match self.plan {
+            Some(plan) => Ok(plan),
+            None => plan(self.metadata, self.blocks),
+        }
+    }
 }
 
 /// Plans the filesystem at the largest valid size up to `blocks`.

@@ -61,16 +61,20 @@ impl std::fmt::Display for NoFit {
     }
 }
 
-/// One file whose inode is written anew.
-#[derive(Clone, Debug)]
+/// One file whose inode is written anew. There may be millions.
+#[derive(Clone, Copy, Debug)]
 pub struct FilePlan {
     /// Index into [`Metadata::inodes`].
-    pub index: usize,
-    /// All of its data, with new places.
-    pub extents: Vec<Extent>,
-    /// Places of the nodes: of the packed tree, leaves first, for extents; of the old nodes in
-    /// their old order for indirect blocks.
-    pub nodes: Vec<Node>,
+    index: u32,
+    /// Indexes into the plan's nodes.
+    nodes: (u32, u32),
+}
+
+impl FilePlan {
+    /// Returns the inode that it is about.
+    pub fn record<'a>(&self, metadata: &'a Metadata) -> &'a InodeRecord {
+        &metadata.inodes[self.index as usize]
+    }
 }
 
 /// A filesystem's new size and where everything goes.
@@ -89,6 +93,7 @@ pub struct ResizePlan {
     pub groups: Vec<GroupDesc>,
     /// Inodes to write anew, ascending.
     pub files: Vec<FilePlan>,
+    nodes: Vec<Node>,
     /// Blocks that belong to all the groups that carry a copy of the superblock: kept for reports.
     pub free_blocks: u64,
     pub free_inodes: u64,
@@ -101,6 +106,17 @@ impl ResizePlan {
             Ok(index) => self.inodes[index].1,
             Err(_) => old,
         }
+    }
+
+    /// Returns the places of a file's nodes: of the packed tree, leaves first, for extents; of the
+    /// old nodes in their old order for indirect blocks.
+    pub fn nodes(&self, file: &FilePlan) -> &[Node] {
+        &self.nodes[file.nodes.0 as usize..file.nodes.1 as usize]
+    }
+
+    /// Returns all of a file's data, with new places.
+    pub fn extents(&self, metadata: &Metadata, inode: &InodeRecord) -> Vec<Extent> {
+        relocated(metadata, &self.blocks, inode)
     }
 
     /// Returns the size of the new filesystem in bytes.
@@ -116,6 +132,10 @@ impl ResizePlan {
 /// Returns the largest valid size that is not above `blocks`: a last group too small for its own
 /// metadata is left away.
 pub fn valid_size(metadata: &Metadata, blocks: BlockNr) -> BlockNr {
+    if blocks <= metadata.fs.geometry.first_data_block {
+        // Not even a group: the plan says so.
+        return blocks;
+    }
     let mut blocks = blocks;
     loop {
         let geometry = new_geometry(metadata, blocks);
@@ -149,8 +169,8 @@ pub fn plan(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
     planner.place_new_groups()?;
     planner.move_inodes()?;
     planner.move_blocks()?;
-    let files = planner.place_files()?;
-    Ok(planner.finish(files))
+    let (files, nodes) = planner.place_files()?;
+    Ok(planner.finish(files, nodes))
 }
 
 fn new_geometry(metadata: &Metadata, blocks: BlockNr) -> Geometry {
@@ -476,57 +496,48 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Gives every file that changes its new extents, and places the nodes of their trees.
-    fn place_files(&mut self) -> Result<Vec<FilePlan>, NoFit> {
+    /// Lists the files that change, and places the nodes of their trees.
+    fn place_files(&mut self) -> Result<(Vec<FilePlan>, Vec<Node>), NoFit> {
         let mut files = Vec::new();
+        // Nodes that stay, and how many each file needs besides.
+        let mut kept: Vec<Node> = Vec::new();
+        let mut missing: Vec<u32> = Vec::new();
         // Old nodes that a file gives up serve the next ones that need more.
         for (index, inode) in self.metadata.inodes.iter().enumerate() {
             if !self.changes(inode) {
                 continue;
             }
-            let extents = self.new_extents(inode);
             let old_nodes = self.metadata.nodes(inode);
-            let nodes = match inode.kind {
-                MapKind::Indirect => old_nodes
-                    .iter()
-                    .map(|node| Node {
-                        block: self.blocks.of(node.block),
-                        ..*node
-                    })
-                    .collect(),
+            let start = kept.len();
+            let mut needed = 0;
+            match inode.kind {
+                MapKind::Indirect => kept.extend(old_nodes.iter().map(|node| Node {
+                    block: self.blocks.of(node.block),
+                    ..*node
+                })),
                 MapKind::Extents => {
-                    let count: usize = tree_shape(extents.len(), self.new.block_size).iter().sum();
-                    let mut kept: Vec<Node> = old_nodes
+                    let pieces = relocated(self.metadata, &self.blocks, inode).len();
+                    let count: usize = tree_shape(pieces, self.new.block_size).iter().sum();
+                    let stay = old_nodes
                         .iter()
-                        .filter(|node| !self.must_move(node.block..node.block + 1))
-                        .copied()
-                        .collect();
-                    for extra in kept.split_off(count.min(kept.len())) {
+                        .filter(|node| !self.must_move(node.block..node.block + 1));
+                    kept.extend(stay);
+                    let staying = kept.len() - start;
+                    for extra in kept.split_off(start + count.min(staying)) {
                         self.used.clear_range(extra.block..extra.block + 1);
                     }
-                    kept
+                    needed = count - count.min(staying);
                 }
-                MapKind::None => Vec::new(),
-            };
+                MapKind::None => {}
+            }
+            // OK: there are fewer inodes and nodes than 2^32.
+            missing.push(needed as u32);
             files.push(FilePlan {
-                index,
-                extents,
-                nodes,
+                index: index as u32,
+                nodes: (start as u32, kept.len() as u32),
             });
         }
-        let shape = |file: &FilePlan| -> usize {
-            tree_shape(file.extents.len(), self.new.block_size)
-                .iter()
-                .sum()
-        };
-        let missing: Vec<usize> = files
-            .iter()
-            .map(|file| match self.metadata.inodes[file.index].kind {
-                MapKind::Extents => shape(file) - file.nodes.len(),
-                _ => 0,
-            })
-            .collect();
-        let needed = missing.iter().sum::<usize>() as u64;
+        let needed = missing.iter().map(|&count| u64::from(count)).sum();
         let mut room = FreeSpace::new(&self.used, needed);
         if room.left() < needed {
             return Err(NoFit::Blocks {
@@ -534,7 +545,13 @@ impl<'a> Planner<'a> {
                 available: room.left(),
             });
         }
+        if needed == 0 {
+            return Ok((files, kept));
+        }
+        let mut nodes = Vec::with_capacity(kept.len() + needed as usize);
         for (file, count) in files.iter_mut().zip(missing) {
+            let start = nodes.len() as u32;
+            nodes.extend_from_slice(&kept[file.nodes.0 as usize..file.nodes.1 as usize]);
             for _ in 0..count {
                 let Some(place) = room.take(1) else {
                     return Err(NoFit::Blocks {
@@ -543,14 +560,15 @@ impl<'a> Planner<'a> {
                     });
                 };
                 self.used.set_range(place.clone());
-                file.nodes.push(Node {
+                nodes.push(Node {
                     block: place.start,
                     logical: 0,
                     level: 0,
                 });
             }
+            file.nodes = (start, nodes.len() as u32);
         }
-        Ok(files)
+        Ok((files, nodes))
     }
 
     /// Must the inode be written anew?
@@ -569,24 +587,8 @@ impl<'a> Planner<'a> {
                 .any(|n| self.must_move(n.block..n.block + 1))
     }
 
-    fn new_extents(&self, inode: &InodeRecord) -> Vec<Extent> {
-        let mut extents = Vec::new();
-        for extent in self.metadata.extents(inode) {
-            let mut done = 0;
-            for (start, len) in self.blocks.pieces(extent.start, u64::from(extent.len())) {
-                // OK: a piece is no longer than its extent, whose length has 32 bits.
-                extents.push(extent.part(done, len as u32, start));
-                done += len as u32;
-            }
-        }
-        match inode.kind {
-            MapKind::Extents => join_extents(&extents),
-            _ => extents,
-        }
-    }
-
     /// Fills in counts and flags.
-    fn finish(mut self, files: Vec<FilePlan>) -> ResizePlan {
+    fn finish(mut self, files: Vec<FilePlan>, nodes: Vec<Node>) -> ResizePlan {
         let checksums = self.metadata.fs.superblock.has_group_checksums();
         let dirs = self.count_dirs();
         let per_group = u64::from(self.new.inodes_per_group);
@@ -631,6 +633,7 @@ impl<'a> Planner<'a> {
             inodes: self.inodes,
             groups: self.groups,
             files,
+            nodes,
             free_blocks,
             free_inodes,
         }
@@ -670,6 +673,24 @@ impl<'a> Planner<'a> {
             })
             .sum();
         inside + self.new.super_blocks(group)
+    }
+}
+
+/// Returns all of a file's data, where the moves put it.
+fn relocated(metadata: &Metadata, blocks: &Relocation, inode: &InodeRecord) -> Vec<Extent> {
+    let old = metadata.extents(inode);
+    let mut extents = Vec::with_capacity(old.len());
+    for extent in old {
+        let mut done = 0;
+        for (start, len) in blocks.pieces(extent.start, u64::from(extent.len())) {
+            // OK: a piece is no longer than its extent, whose length has 32 bits.
+            extents.push(extent.part(done, len as u32, start));
+            done += len as u32;
+        }
+    }
+    match inode.kind {
+        MapKind::Extents => join_extents(&extents),
+        _ => extents,
     }
 }
 

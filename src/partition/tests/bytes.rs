@@ -282,6 +282,24 @@ fn odd_chains_that_linux_follows() {
 }
 
 #[test]
+fn an_ebr_without_its_signature_hides_partitions() {
+    let mbr = sector(&[(0, 0x05, 100, 500), (0, 0x83, 10, 10)]);
+    let first = sector(&[(0, 0x83, 5, 20), (0, 0x05, 50, 50)]);
+    let mut damaged = sector(&[(0, 0x83, 5, 20)]);
+    damaged[510] = 0x59;
+    let disk = disk(1000, &[(0, mbr), (100, first), (150, damaged)]);
+    let error = PartitionTable::read(&disk).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsound);
+    let text = "the EBR of extended partition 1 at sector 150 names partitions";
+    assert!(error.to_string().contains(text), "{error}");
+    // What is no entry is no EBR: the chain just ends there, as for Linux.
+    damaged[446] = 0x17;
+    disk.write_all_at(150 * 512, &damaged).unwrap();
+    let table = PartitionTable::read(&disk).unwrap().unwrap();
+    assert_eq!((table.partitions().len(), table.warnings().len()), (2, 1));
+}
+
+#[test]
 fn table_or_not() {
     let fits = (0x80, 0x83, 8, 100);
     let fat = |entries: &[Entry]| {

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A queue of at most `room` items.
-pub(super) struct Queue<T> {
+pub struct Queue<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
     room: usize,
@@ -17,7 +17,8 @@ struct State<T> {
 }
 
 impl<T> Queue<T> {
-    pub(super) fn new(room: usize) -> Self {
+    /// Makes an empty queue with room for so many items.
+    pub fn new(room: usize) -> Self {
         Self {
             state: Mutex::new(State {
                 items: VecDeque::new(),
@@ -29,7 +30,7 @@ impl<T> Queue<T> {
     }
 
     /// Adds an item, waiting for room; false, without it, if the queue is closed.
-    pub(super) fn push(&self, item: T) -> bool {
+    pub fn push(&self, item: T) -> bool {
         let mut state = self.lock();
         while state.items.len() >= self.room && !state.closed {
             state = self.wait(state);
@@ -42,9 +43,11 @@ impl<T> Queue<T> {
         true
     }
 
-    /// Adds an item if there is room before `patience` ends, else gives it back. A closed queue
-    /// swallows it.
-    pub(super) fn push_within(&self, item: T, patience: Duration) -> Result<(), T> {
+    /// Adds an item if there is room before `patience` ends. A closed queue swallows it.
+    ///
+    /// # Errors
+    /// The item itself, if there was no room.
+    pub fn push_within(&self, item: T, patience: Duration) -> Result<(), T> {
         let end = Instant::now() + patience;
         let mut state = self.lock();
         while state.items.len() >= self.room && !state.closed {
@@ -66,7 +69,7 @@ impl<T> Queue<T> {
     }
 
     /// Takes the oldest item, waiting for one; `None` once the queue is closed and empty.
-    pub(super) fn pop(&self) -> Option<T> {
+    pub fn pop(&self) -> Option<T> {
         let mut state = self.lock();
         loop {
             if let Some(item) = state.items.pop_front() {
@@ -81,13 +84,13 @@ impl<T> Queue<T> {
     }
 
     /// Lets no more items in; those inside can still be taken.
-    pub(super) fn close(&self) {
+    pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
     }
 
     /// Closes the queue and drops what is inside.
-    pub(super) fn abandon(&self) {
+    pub fn abandon(&self) {
         let mut state = self.lock();
         state.closed = true;
         let items = std::mem::take(&mut state.items);

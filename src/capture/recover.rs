@@ -1,0 +1,223 @@
+//! The way back to what could not be read at first, as ddrescue goes it: large pieces first, with
+//! a growing skip after each that fails; then what was skipped, from the end; then smaller pieces,
+//! at last single sectors, and these once more.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+
+use super::map::SECTOR;
+use super::plan::CapturePlan;
+use super::rescue::Rescue;
+use crate::bmap::{Bmap, BmapBuilder, ContentHash};
+use crate::error::{Error, Result};
+use crate::io::steps::pieces;
+use crate::io::{RangeSet, Source};
+use crate::progress::{Phase, Progress};
+
+/// The sizes of requests, one after the other.
+const STEPS: [u64; 4] = [1 << 20, 64 << 10, 4 << 10, SECTOR];
+
+/// What is skipped after an error, at first and at most.
+const LEAST_SKIP: u64 = 64 << 10;
+const MOST_SKIP: u64 = 64 << 20;
+
+/// How often a single sector is tried again.
+const RETRIES: u32 = 2;
+
+/// After so many errors in a row the source is asked whether it is there at all.
+const PROBE_AFTER: u32 = 8;
+
+/// Grows with each error, and is none after a success.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Skip(u64);
+
+impl Skip {
+    /// Notes how a request ended. Returns how many bytes behind it to leave out for now.
+    pub fn after(&mut self, success: bool) -> u64 {
+        self.0 = match success {
+            true => 0,
+            false => (self.0 * 2).clamp(LEAST_SKIP, MOST_SKIP),
+        };
+        self.0
+    }
+}
+
+/// Reads `pending` bytes of the source as far as possible and hands them to `take`. What cannot
+/// be read is in the rescue's [`Unread`](super::rescue::Unread) at the end.
+///
+/// # Errors
+/// A source that is gone, `Cancelled`, what `take` fails with.
+pub fn recover(
+    rescue: &mut Rescue,
+    pending: &RangeSet,
+    take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut work = Recover {
+        rescue,
+        take,
+        buf: vec![0; STEPS[0] as usize],
+        errors: 0,
+    };
+    let mut bad: Vec<_> = pending.iter().collect();
+    for step in STEPS {
+        bad = work.sweep(bad, step)?;
+    }
+    for _ in 0..RETRIES {
+        bad = work.pass(bad, SECTOR)?;
+    }
+    for range in bad {
+        work.rescue.give_up(range);
+    }
+    Ok(())
+}
+
+struct Recover<'a, 'r> {
+    rescue: &'a mut Rescue<'r>,
+    take: &'a mut dyn FnMut(u64, &[u8]) -> Result<()>,
+    buf: Vec<u8>,
+    /// In a row.
+    errors: u32,
+}
+
+impl Recover<'_, '_> {
+    /// Goes over `ranges` in pieces of `step` bytes, leaving out some behind each error, and then
+    /// over those from the end. Returns what failed.
+    fn sweep(&mut self, ranges: Vec<Range<u64>>, step: u64) -> Result<Vec<Range<u64>>> {
+        if step == SECTOR {
+            return self.pass(ranges, step);
+        }
+        let mut failed = RangeSet::new();
+        let mut left_out = Vec::new();
+        let mut skip = Skip::default();
+        let mut resume_at = 0;
+        for piece in ranges.into_iter().flat_map(|range| pieces(range, step)) {
+            if piece.start < resume_at {
+                left_out.push(piece);
+                continue;
+            }
+            let success = self.attempt(&piece)?;
+            resume_at = piece.end + skip.after(success);
+            if !success {
+                failed.insert(piece);
+            }
+        }
+        left_out.reverse();
+        for piece in left_out {
+            if !self.attempt(&piece)? {
+                failed.insert(piece);
+            }
+        }
+        Ok(failed.iter().collect())
+    }
+
+    /// Tries every piece once.
+    fn pass(&mut self, ranges: Vec<Range<u64>>, step: u64) -> Result<Vec<Range<u64>>> {
+        let mut failed = RangeSet::new();
+        for piece in ranges.into_iter().flat_map(|range| pieces(range, step)) {
+            if !self.attempt(&piece)? {
+                failed.insert(piece);
+            }
+        }
+        Ok(failed.iter().collect())
+    }
+
+    fn attempt(&mut self, piece: &Range<u64>) -> Result<bool> {
+        let buf = &mut self.buf[..(piece.end - piece.start) as usize];
+        self.rescue.advanced(0)?;
+        if self.rescue.attempt(piece.start, buf)? {
+            self.errors = 0;
+            (self.take)(piece.start, buf)?;
+            self.rescue.advanced(buf.len() as u64)?;
+            return Ok(true);
+        }
+        self.errors += 1;
+        if self.errors.is_multiple_of(PROBE_AFTER) {
+            self.rescue.probe()?;
+        }
+        Ok(false)
+    }
+}
+
+/// Where the source's bytes go in an image.
+pub struct Places(Vec<(u64, u64, u64)>);
+
+impl Places {
+    pub fn new(plan: &CapturePlan) -> Self {
+        let segments = plan.overlay.all_segments();
+        let mut places: Vec<_> = segments
+            .filter_map(|segment| match segment.source {
+                Source::Base(from) => Some((from, segment.len, segment.start)),
+                _ => None,
+            })
+            .collect();
+        places.sort_unstable();
+        Self(places)
+    }
+
+    /// Writes what was read at `from` to every place that it has in the image.
+    ///
+    /// # Errors
+    /// What the file fails with.
+    pub fn write(&self, file: &mut File, from: u64, bytes: &[u8]) -> Result<()> {
+        let end = from + bytes.len() as u64;
+        // No byte of the source goes to two places but from runs that begin at the same byte.
+        let first = self
+            .0
+            .partition_point(|&(start, len, _)| start + len <= from);
+        for &(start, len, to) in self.0[first..].iter().take_while(|run| run.0 < end) {
+            let part = start.max(from)..(start + len).min(end);
+            if part.is_empty() {
+                continue;
+            }
+            let at = to + (part.start - start);
+            let part = &bytes[(part.start - from) as usize..(part.end - from) as usize];
+            file.seek(SeekFrom::Start(at))
+                .and_then(|_| file.write_all(part))
+                .map_err(|error| super::run::writing(at, error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads an image's file once more, for its digest and map.
+///
+/// # Errors
+/// What the file fails with, `Cancelled`.
+pub fn summed(
+    plan: &CapturePlan,
+    file: &mut File,
+    with_bmap: bool,
+    progress: &dyn Progress,
+) -> Result<(String, Option<Bmap>)> {
+    let len = plan.image_bytes();
+    progress.started(Phase::Verify, Some(plan.summary.mapped_bytes))?;
+    let mut content = ContentHash::new();
+    let mut bmap = with_bmap.then(|| BmapBuilder::new(len, &plan.mapped));
+    let mut buf = vec![0; 1 << 20];
+    for segment in plan.overlay.all_segments() {
+        if matches!(segment.source, Source::Zero) {
+            content.zeros(segment.len);
+            if let Some(bmap) = &mut bmap {
+                bmap.zeros(segment.start, segment.len)?;
+            }
+            continue;
+        }
+        for piece in pieces(segment.start..segment.end(), 1 << 20) {
+            let part = &mut buf[..(piece.end - piece.start) as usize];
+            file.seek(SeekFrom::Start(piece.start))
+                .and_then(|_| file.read_exact(part))
+                .map_err(|error| {
+                    Error::io(format!("reading the image at byte {}", piece.start), error)
+                })?;
+            content.update(part);
+            if let Some(bmap) = &mut bmap {
+                bmap.update(piece.start, part)?;
+            }
+            progress.advanced(Phase::Verify, part.len() as u64)?;
+        }
+    }
+    progress.finished(Phase::Verify)?;
+    let bmap = bmap.map(BmapBuilder::finish).transpose()?;
+    Ok((content.finish_hex(), bmap))
+}

@@ -1,0 +1,286 @@
+//! A filesystem changed where it lies, so that an interruption at any write leaves the old one or
+//! the new one.
+//!
+//! ```text
+//! recovery     replayed blocks ─ empty the log ─ superblock
+//! transaction  unused blocks, the log's copies ─ superblock: needs_recovery ─ log counts
+//!              ─ descriptors ─ superblock: new size ─ the other blocks' own places
+//!              ─ empty the log ─ superblock: clean
+//! ```
+//! Each dash is a sync. What the old filesystem does not use is written first. All else goes through
+//! the filesystem's own journal as one transaction: until the log's superblock names it, the old
+//! filesystem is there; from then on every mount, e2fsck and this program replay it to the new one.
+//!
+//! Decisions
+//! - The superblock of the new size is written after the descriptors, which the kernel reads before
+//!   it replays the journal, and before everything else: a kernel that finds the new size in the
+//!   journal only takes over what is in it, but goes by the old number of groups until the next
+//!   mount, as it does when its own online resize is interrupted.
+//! - Copies of superblock and descriptors are not in the transaction, since nobody reads them.
+//! - A superblock is taken for a unit that is written whole or not at all, as the kernel takes it.
+//! - A change that moves what the kernel needs to find the journal does not go through it.
+//! - Without a journal, or with one too short, no order keeps bitmaps and counts in step with the
+//!   superblock. Then blocks are marked as used before anything uses them and as free after
+//!   nothing does, and the superblock says meanwhile that the filesystem was not unmounted cleanly,
+//!   so that e2fsck runs at the next boot.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use super::geometry::Geometry;
+use super::journal::commit;
+use super::metadata::Metadata;
+use super::superblock::{
+    COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super,
+    Superblock,
+};
+use crate::error::{Error, Result};
+use crate::io::steps::pieces;
+use crate::io::{Overlay, RangeSet, ReadAt, Steps};
+use crate::units::BlockNr;
+
+const SUPERBLOCK: Range<u64> = SUPERBLOCK_OFFSET..SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64;
+
+/// Puts what a journal's replay changes into steps. `replayed` lies on `device`, which `fs` was
+/// read from.
+///
+/// # Errors
+/// `Unsound` for a damaged journal, what the device fails with.
+pub fn recovery(fs: &Super, device: &dyn ReadAt, replayed: &Overlay) -> Result<Steps> {
+    let mut steps = Steps::new();
+    if replayed.is_empty() {
+        return Ok(steps);
+    }
+    let len = device.len();
+    let view = replayed.over(device);
+    let log = commit::place(fs, device)?.superblock_at;
+    let log = log..log + SUPERBLOCK_SIZE as u64;
+    let mut blocks = replayed.clone();
+    blocks.forget(log.clone());
+    let needed = fs.superblock.has_incompat(INCOMPAT_RECOVER);
+    let clean = superblock(&view)?;
+    if needed {
+        // As the replay leaves it, but still to be replayed.
+        blocks.set_bytes(SUPERBLOCK.start, recovering(&clean));
+    }
+    steps.push(blocks);
+    steps.push_bytes(
+        len,
+        log.start,
+        &view.read_vec_at(log.start, SUPERBLOCK_SIZE)?,
+    );
+    if needed {
+        steps.push_bytes(len, SUPERBLOCK.start, clean.bytes());
+    }
+    Ok(steps)
+}
+
+/// A change of a filesystem that is clean on its medium.
+pub struct Change<'a> {
+    /// As it is on the medium.
+    pub fs: &'a Super,
+    pub device: &'a dyn ReadAt,
+    pub metadata: &'a Metadata,
+    /// The geometry after the change.
+    pub geometry: &'a Geometry,
+    /// The change, over `device`.
+    pub overlay: &'a Overlay,
+    /// Do the journal, its inode and all groups' metadata stay where they are?
+    pub roots_stay: bool,
+}
+
+/// A change, sorted by when it may be written.
+struct Sorted {
+    /// Blocks that the old filesystem does not use.
+    unused: Overlay,
+    /// Blocks that count, whole.
+    counting: Vec<(BlockNr, Vec<u8>)>,
+    /// Copies of superblock and descriptors.
+    copies: Overlay,
+    old: Superblock,
+    new: Superblock,
+}
+
+impl Change<'_> {
+    /// Puts the change into steps.
+    ///
+    /// # Errors
+    /// `Unsound` for a damaged journal, what the device fails with.
+    pub fn steps(&self) -> Result<Steps> {
+        let sorted = self.sort()?;
+        if sorted.counting.is_empty() {
+            // Not even the superblock: there is nothing to do.
+            return Ok(Steps::new());
+        }
+        match self.transaction(&sorted)? {
+            Some(steps) => Ok(steps),
+            None => Ok(self.without_journal(sorted)),
+        }
+    }
+
+    fn sort(&self) -> Result<Sorted> {
+        let len = self.device.len();
+        let size = self.fs.geometry.block_size;
+        let view = self.overlay.over(self.device);
+        let mut sorted = Sorted {
+            unused: Overlay::new(len),
+            counting: Vec::new(),
+            copies: Overlay::new(len),
+            old: superblock(&self.device)?,
+            new: superblock(&view)?,
+        };
+        let copies = self.copies();
+        let mut counting = BTreeSet::new();
+        for range in self.overlay.changed() {
+            for piece in pieces(range, size) {
+                let block = piece.start / size;
+                if !self.metadata.used.get(block) {
+                    sorted.unused.take(self.overlay, piece);
+                } else if copies.contains(block) {
+                    sorted.copies.take(self.overlay, piece);
+                } else {
+                    counting.insert(block);
+                }
+            }
+        }
+        for block in counting {
+            let old = self.device.read_vec_at(block * size, size as usize)?;
+            let new = view.read_vec_at(block * size, size as usize)?;
+            if old != new {
+                sorted.counting.push((block, new));
+            }
+        }
+        Ok(sorted)
+    }
+
+    /// Returns the blocks that hold copies of superblock and descriptors, before or after.
+    fn copies(&self) -> RangeSet {
+        let shapes = [&self.fs.geometry, self.geometry];
+        let ranges = shapes.into_iter().flat_map(|geometry| {
+            (1..geometry.groups).map(|group| {
+                let start = geometry.super_start(group);
+                start..start + geometry.super_blocks(group)
+            })
+        });
+        ranges.collect()
+    }
+
+    /// Changes through the journal; `None` if that is not possible.
+    fn transaction(&self, sorted: &Sorted) -> Result<Option<Steps>> {
+        let (fs, device, len) = (self.fs, self.device, self.device.len());
+        let superblock = &fs.superblock;
+        let has_journal =
+            superblock.has_compat(COMPAT_HAS_JOURNAL) && superblock.s_journal_inum() != 0;
+        if !has_journal || !self.roots_stay {
+            return Ok(None);
+        }
+        let size = fs.geometry.block_size;
+        let log = commit::place(fs, device)?.blocks;
+        let is_log = |&(block, _): &(BlockNr, Vec<u8>)| log.contains(block);
+        if sorted.counting.iter().any(is_log) {
+            return Ok(None);
+        }
+        let new = recovering(&sorted.new);
+        let mut blocks = sorted.counting.clone();
+        for (block, bytes) in &mut blocks {
+            if *block == SUPERBLOCK.start / size {
+                let at = (SUPERBLOCK.start % size) as usize;
+                bytes[at..at + SUPERBLOCK_SIZE].copy_from_slice(&new);
+            }
+        }
+        let Some(transaction) = commit::transaction(fs, device, &blocks)? else {
+            return Ok(None);
+        };
+        let mut prepared = sorted.unused.clone();
+        for (offset, bytes) in transaction.log {
+            prepared.set_bytes(offset, bytes);
+        }
+        let mut table = Overlay::new(len);
+        let mut places = sorted.copies.clone();
+        let descriptors = self.descriptors();
+        for (block, bytes) in blocks {
+            if descriptors.contains(&block) {
+                table.set_bytes(block * size, bytes);
+            } else if block != SUPERBLOCK.start / size {
+                // Nothing else in the superblock's block changes.
+                places.set_bytes(block * size, bytes);
+            }
+        }
+        let mut steps = Steps::new();
+        steps.push(prepared);
+        steps.push_bytes(len, SUPERBLOCK.start, &recovering(&sorted.old));
+        steps.push_bytes(len, transaction.superblock_at, &transaction.started);
+        steps.push(table);
+        steps.push_bytes(len, SUPERBLOCK.start, &new);
+        steps.push(places);
+        steps.push_bytes(len, transaction.superblock_at, &transaction.emptied);
+        steps.push_bytes(len, SUPERBLOCK.start, sorted.new.bytes());
+        Ok(Some(steps))
+    }
+
+    /// Returns the blocks of the new descriptor table.
+    fn descriptors(&self) -> Range<BlockNr> {
+        let first = self.geometry.super_start(0) + 1;
+        first..first + self.geometry.desc_blocks
+    }
+
+    fn without_journal(&self, sorted: Sorted) -> Steps {
+        let geometry = &self.fs.geometry;
+        let len = self.device.len();
+        let size = geometry.block_size;
+        let unclean = |superblock: &Superblock| {
+            let mut superblock = superblock.clone();
+            superblock.set_s_state(superblock.s_state() & !STATE_VALID);
+            superblock.update_checksum();
+            superblock
+        };
+        let bitmaps: BTreeSet<BlockNr> = self
+            .metadata
+            .table
+            .groups
+            .iter()
+            .map(|group| group.block_bitmap())
+            .collect();
+        let descriptors = self.descriptors();
+        let [mut used, mut table, mut freed] = [(); 3].map(|()| Overlay::new(len));
+        for (block, bytes) in sorted.counting {
+            if block == SUPERBLOCK.start / size {
+                continue;
+            } else if descriptors.contains(&block) {
+                table.set_bytes(block * size, bytes);
+            } else if bitmaps.contains(&block) {
+                let mut both = bytes.clone();
+                if let Ok(old) = self.device.read_vec_at(block * size, size as usize) {
+                    both.iter_mut().zip(old).for_each(|(new, old)| *new |= old);
+                }
+                used.set_bytes(block * size, both);
+                freed.set_bytes(block * size, bytes);
+            } else {
+                used.set_bytes(block * size, bytes);
+            }
+        }
+        freed.merge(&sorted.copies);
+        let mut prepared = sorted.unused;
+        prepared.set_bytes(SUPERBLOCK.start, unclean(&sorted.old).bytes());
+        let mut steps = Steps::new();
+        steps.push(prepared);
+        steps.push(used);
+        steps.push(table);
+        steps.push_bytes(len, SUPERBLOCK.start, unclean(&sorted.new).bytes());
+        steps.push(freed);
+        steps.push_bytes(len, SUPERBLOCK.start, sorted.new.bytes());
+        steps
+    }
+}
+
+fn superblock(view: &dyn ReadAt) -> Result<Superblock> {
+    Superblock::read(view)?.ok_or_else(|| Error::internal("the superblock has gone"))
+}
+
+/// Returns the bytes of a superblock whose journal has to be replayed.
+fn recovering(superblock: &Superblock) -> Vec<u8> {
+    let mut superblock = superblock.clone();
+    superblock.set_incompat(INCOMPAT_RECOVER);
+    superblock.update_checksum();
+    superblock.bytes().to_vec()
+}

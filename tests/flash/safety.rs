@@ -1,0 +1,293 @@
+//! What must not be written is refused, whatever the user allows, and what must hold still is not read.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use super::tools::*;
+
+/// Undone at the end, also of a failing test.
+struct Undo(&'static str, PathBuf);
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let _ = Command::new(self.0).arg(&self.1).status();
+    }
+}
+
+fn mount(device: &Path, place: &Path, options: &str) -> Undo {
+    fs::create_dir_all(place).unwrap();
+    tool("mount", &["-o", options, text(device), text(place)]);
+    Undo("umount", place.to_owned())
+}
+
+/// A loop device with the image of [`pi_image`] on it, its partitions visible.
+fn pi_card(scratch: &Scratch, name: &str) -> (PathBuf, Loop) {
+    let file = pi_image(scratch, name);
+    let card = Loop::attach(&file);
+    card.show_partitions();
+    (file, card)
+}
+
+fn part(card: &Loop, number: u32) -> PathBuf {
+    format!("{}p{number}", text(&card.0)).into()
+}
+
+/// Flash and expand must refuse the device, with these words, though the user allows all he can.
+fn assert_refused(image: &Path, device: &str, words: &str) {
+    let allowed = ["--yes", "--allow-any-device"];
+    for command in [&["flash", text(image), device][..], &["expand", device][..]] {
+        if command[0] == "expand" && words.contains("holds the image") {
+            continue;
+        }
+        let (code, errors) = refusal(&[command, &allowed[..]].concat());
+        assert_eq!(code, 5, "{command:?}: {errors}");
+        assert!(errors.contains(words), "{command:?}: {errors}");
+    }
+}
+
+#[test]
+fn the_running_systems_disk() {
+    let scratch = Scratch::new();
+    let image = pi_image(&scratch, "x.img");
+    let (file, card) = pi_card(&scratch, "system.img");
+    let device = text(&card.0);
+    // Below /var lies what the system works with.
+    let place = PathBuf::from(format!("/var/lib/pishrink-test-{}", std::process::id()));
+    fs::create_dir_all(&place).unwrap();
+    let folder = Undo("rmdir", place.clone());
+    let mounted = mount(&part(&card, 2), &place, "ro");
+    let before = fs::read(&file).unwrap();
+    assert_refused(&image, device, "carries the running system");
+    assert_refused(&image, text(&part(&card, 1)), "carries the running system");
+    drop(mounted);
+    drop(folder);
+
+    let swap = part(&card, 1);
+    tool("mkswap", &[text(&swap)]);
+    tool("swapon", &[text(&swap)]);
+    let swapping = Undo("swapoff", swap);
+    assert_refused(&image, device, "carries the running system");
+    drop(swapping);
+    assert!(fs::read(&file).unwrap()[9 * MIB as usize..] == before[9 * MIB as usize..]);
+
+    // The disk that these tests themselves run from, as far as there is one.
+    let root = tool("findmnt", &["-n", "-o", "SOURCE", "/"]);
+    if root.starts_with("/dev/") {
+        let listed = tool("lsblk", &["-n", "-o", "PKNAME", root.trim()]);
+        let name = match listed.trim() {
+            "" => root.trim().to_owned(),
+            parent => format!("/dev/{parent}"),
+        };
+        let (_, said) = json(&["devices", "--all"]);
+        let devices = said["devices"].as_array().unwrap();
+        let own = devices
+            .iter()
+            .find(|d| d["device"]["path"] == name.as_str());
+        let own = own.unwrap_or_else(|| panic!("{name} is not in {said:#}"));
+        assert_eq!(own["device"]["system"], true);
+        assert!(own["hidden"].as_str().unwrap().contains("running system"));
+    }
+}
+
+#[test]
+fn partitions_mounted_and_write_protected_disks() {
+    let scratch = Scratch::new();
+    let image = pi_image(&scratch, "x.img");
+    let (file, card) = pi_card(&scratch, "card.img");
+    let device = text(&card.0);
+    let link = scratch.path("by-id");
+    symlink(part(&card, 2), &link).unwrap();
+    for name in [text(&part(&card, 2)), text(&link)] {
+        assert_refused(&image, name, "is a partition");
+    }
+    let place = scratch.path("mnt");
+    for options in ["rw", "ro"] {
+        let _mounted = mount(&part(&card, 2), &place, options);
+        assert_refused(&image, device, "and is not a removable device");
+    }
+    // Somebody else has it open and says that nobody may join.
+    let before = fs::read(&file).unwrap();
+    let mut holder = Command::new("python3")
+        .args(["-c", "import os, sys\nos.open(sys.argv[1], os.O_RDWR | os.O_EXCL)\nprint('held', flush=True)\nsys.stdin.read()", device])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
+    assert_refused(&image, device, "it is in use");
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    drop(card);
+    let card = Loop(
+        tool("losetup", &["--show", "-f", "-r", text(&file)])
+            .trim()
+            .into(),
+    );
+    assert_refused(&image, text(&card.0), "is write-protected");
+    assert!(fs::read(&file).unwrap() == before);
+}
+
+#[test]
+fn a_card_that_is_not_removable_needs_a_word_and_is_listed_with_its_reason() {
+    let scratch = Scratch::new();
+    let image = pi_image(&scratch, "x.img");
+    let card = Loop::attach(&scratch.card("card", 80 * MIB));
+    let link = scratch.path("by-id");
+    symlink(&card.0, &link).unwrap();
+    let (code, errors) = refusal(&["flash", text(&image), text(&link), "--yes"]);
+    assert_eq!(code, 5, "{errors}");
+    let device = text(&card.0);
+    assert!(
+        errors.contains(&format!("{device} is not removable")),
+        "{errors}"
+    );
+    assert!(errors.contains("--allow-any-device"), "{errors}");
+    // Two names for one card.
+    let both = [
+        "flash",
+        text(&image),
+        text(&link),
+        device,
+        "--yes",
+        "--allow-any-device",
+    ];
+    let (code, errors) = refusal(&both);
+    assert_eq!(code, 2, "{errors}");
+    assert!(errors.contains("are the same target"), "{errors}");
+    let shown = |all: &[&str]| {
+        let output = pishrink(&[&["devices"], all].concat());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(!shown(&[]).contains(device));
+    let all = shown(&["--all"]);
+    let reason = all
+        .lines()
+        .skip_while(|line| !line.starts_with(device))
+        .nth(1);
+    assert!(reason.unwrap().contains("stands for the file"), "{all}");
+}
+
+#[test]
+fn a_card_that_holds_the_image_by_whatever_name() {
+    let scratch = Scratch::new();
+    let (_, card) = pi_card(&scratch, "card.img");
+    let place = scratch.path("mnt");
+    let _mounted = mount(&part(&card, 2), &place, "rw");
+    let folder = place.join("images");
+    fs::create_dir(&folder).unwrap();
+    let image = folder.join("os.img");
+    fs::write(&image, noise(2 * MIB)).unwrap();
+    let link = scratch.path("os.img");
+    symlink(&image, &link).unwrap();
+    let elsewhere = scratch.path("elsewhere");
+    let _bound = mount(&folder, &elsewhere, "bind");
+    // In a filesystem whose own file lies on the card.
+    let inner = folder.join("inner.img");
+    shell(&format!(
+        "truncate -s 8M {0}; mkfs.ext4 -q {0}",
+        text(&inner)
+    ));
+    let disk = Loop::attach(&inner);
+    let within = scratch.path("within");
+    let _within = mount(&disk.0, &within, "rw");
+    fs::write(within.join("os.img"), noise(2 * MIB)).unwrap();
+    for image in [
+        image,
+        link,
+        elsewhere.join("os.img"),
+        scratch.path("mnt/images/../images/os.img"),
+        within.join("os.img"),
+    ] {
+        assert_refused(&image, text(&card.0), "holds the image");
+    }
+}
+
+/// Runs pishrink on a terminal and gives one answer when asked. Returns what was on the screen.
+fn on_a_terminal(answer: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    const SCRIPT: &str = "
+import os, pty, sys
+pid, screen = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[2], sys.argv[2:])
+seen, asked = b'', False
+while True:
+    try:
+        data = os.read(screen, 4096)
+    except OSError:
+        break
+    if not data:
+        break
+    seen += data
+    if not asked and b'Type yes' in seen:
+        os.write(screen, sys.argv[1].encode() + b'\\n')
+        asked = True
+sys.stdout.buffer.write(seen)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+";
+    let output: Output = Command::new("python3")
+        .args(["-c", SCRIPT, answer, env!("CARGO_BIN_EXE_pishrink")])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let seen = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.code(), seen)
+}
+
+#[test]
+fn who_is_asked_must_say_yes() {
+    let scratch = Scratch::new();
+    let image = pi_image(&scratch, "x.img");
+    let (file, card) = pi_card(&scratch, "card.img");
+    let before = fs::read(&file).unwrap();
+    let arguments = ["flash", text(&image), text(&card.0), "--allow-any-device"];
+    for answer in ["no", "", "yess"] {
+        let (code, seen) = on_a_terminal(answer, &arguments);
+        assert_eq!(code, Some(5), "{seen}");
+        // What would be lost: the disk, its size, its volumes.
+        for part in [text(&card.0), "67.1 MB", text(&part(&card, 2)), "57.7 MB"] {
+            assert!(seen.contains(part), "{seen}");
+        }
+        assert!(seen.contains("nothing was written"), "{seen}");
+        assert!(fs::read(&file).unwrap() == before);
+    }
+    let (code, seen) = on_a_terminal("yes", &arguments);
+    assert_eq!(code, Some(0), "{seen}");
+    // Without a terminal there is nobody to say it.
+    for more in [&[][..], &["--json"][..]] {
+        let (code, errors) = refusal(&[&arguments[..], more].concat());
+        assert_eq!(code, 5, "{errors}");
+    }
+}
+
+#[test]
+fn a_source_that_can_change_is_not_captured() {
+    let scratch = Scratch::new();
+    let (_, card) = pi_card(&scratch, "card.img");
+    let place = scratch.path("mnt");
+    let image = scratch.path("out.img");
+    let capture = ["capture", text(&card.0), text(&image)];
+    let whole = mount(&part(&card, 2), &place, "rw");
+    fs::write(place.join("new"), "written before\n").unwrap();
+    tool("sync", &["-f", text(&place)]);
+    let source = part(&card, 2);
+    for source in [text(&card.0), text(&source)] {
+        for command in [&["capture", source, text(&image)][..], &["inspect", source]] {
+            let (code, errors) = refusal(command);
+            assert_eq!(code, 5, "{command:?}: {errors}");
+            assert!(errors.contains("can change while it is read"), "{errors}");
+            assert!(errors.contains("--allow-mounted"), "{errors}");
+        }
+    }
+    assert!(!image.exists());
+    let (code, said) = json(&[&capture[..], &["--allow-mounted"]].concat());
+    assert_eq!(code, 0, "{said:#}");
+    assert_clean(&image, PI_ROOT);
+    drop(whole);
+    let _mounted = mount(&part(&card, 2), &place, "ro");
+    let (code, said) = json(&[&capture[..], &["--force"]].concat());
+    assert_eq!(code, 0, "{said:#}");
+    assert_clean(&image, PI_ROOT);
+}
