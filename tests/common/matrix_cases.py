@@ -384,6 +384,8 @@ simple("meta-bg-plain", 90, mk(1024, EXT4 + ",meta_bg,^resize_inode,^flex_bg"), 
 simple("meta-bg-many", 60, mk(1024, E147 + ",meta_bg,^resize_inode", "-g", "512"), KEPT, keep="meta_bg")
 for count in (0, 1, 2):
     simple("backups-%d" % count, 48, mk(1024, E143 + ",sparse_super2" + (",^resize_inode" if count == 1 else ""), "-E", "num_backup_sb=%d" % count), KEPT, keep="sparse_super2")
-life("shared-blocks-flag", 40, mk(4096, E143), ("debugfs", "feature shared_blocks"), kernel=False, keep="shared_blocks")
+# Whose descriptors call slots unused that held something once.
+life("bigalloc-emptied", 90, ["-t", "ext4", "-b", "1024", "-C", "4096", "-O", E143 + ",bigalloc"], profile=dict(KEPT, parts=["links", "spread_dirs", "last_inodes"], max_inodes=9000),
+     keep="bigalloc")
 simple("external-journal-4k", 48, mk(1024, E142.replace("has_journal,", ""), "-J", "device={jdev}"), dict(LIGHT, parts=["links", "xattrs", "deep", "htree"]),
        keep="external journal", extra=["{name}.journal"])

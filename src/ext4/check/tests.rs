@@ -6,6 +6,7 @@ use std::process::Command;
 use super::super::findings::Findings;
 use super::super::metadata::Metadata;
 use super::check;
+use crate::error::ErrorKind;
 use crate::io::memory::MemoryDisk;
 
 /// A folder that goes away with the test.
@@ -143,6 +144,7 @@ fn fields_of_inodes() {
             (&["sif <7> size 281474976710656"], "wrong size"),
             (&["sif <7> flags 0x1000"], "no valid resize inode"),
             (&["sif <9> mode 0100644"], "reserved"),
+            (&["sif <10> size 281474976710656"], "reserved"),
             (&["sif <1> mode 0100644"], "list of bad blocks"),
             (&["ssv r_blocks_count 9000"], "more than half"),
             (&["ssv journal_inum 0"], "names no journal"),
@@ -296,4 +298,17 @@ fn unsigned_names_are_hashed_so() {
     let text = image.to_str().unwrap();
     assert!(run("e2fsck", &["-fyD", text]) <= Some(1));
     assert_eq!(findings(&image).damage(), &[] as &[String]);
+}
+
+#[test]
+fn translators_of_the_hurd_are_not_understood() {
+    let scratch = Scratch::new("hurd");
+    let image = make(&scratch.0, &["-t", "ext2"]);
+    debugfs(&image, &["ssv creator_os 1"]);
+    assert_eq!(findings(&image).damage(), &[] as &[String]);
+    debugfs(&image, &["sif /file version 9"]);
+    assert_ne!(run("e2fsck", &["-fn", image.to_str().unwrap()]), Some(0));
+    let disk = MemoryDisk::from(std::fs::read(&image).unwrap());
+    let error = Metadata::read(&disk, &mut Findings::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
