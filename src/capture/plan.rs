@@ -242,17 +242,8 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
     let mut overlay = Overlay::new(len);
     let mut mapped = RangeSet::new();
     place(&mut overlay, &mut mapped, &mut content, range, new_range);
-    let summary = Summary {
-        source_bytes: source.len(),
-        image_bytes: 0,
-        mapped_bytes: 0,
-        opaque_bytes: 0,
-        table: None,
-        sector_size: 512,
-        disk_id: None,
-        partitions: vec![summarise(part, content, new_range)],
-        notes: vec!["there is no partition table: one filesystem takes up all of it".into()],
-    };
+    let note = "there is no partition table: one filesystem takes up all of it";
+    let summary = without_table(source, summarise(part, content, new_range), note.into());
     Ok(finish(overlay, mapped, summary))
 }
 
@@ -269,7 +260,14 @@ fn plan_unreadable(source: &Watched, error: &Error) -> Result<CapturePlan> {
     let mut overlay = Overlay::new(source.len());
     let mut mapped = RangeSet::new();
     place(&mut overlay, &mut mapped, &mut content, range, range);
-    let summary = Summary {
+    let note = format!("no partition table: {}", error.one_line());
+    let summary = without_table(source, summarise(part, content, range), note);
+    Ok(finish(overlay, mapped, summary))
+}
+
+/// Sums up a disk that one volume takes up whole.
+fn without_table(source: &Watched, volume: PartitionSummary, note: String) -> Summary {
+    Summary {
         source_bytes: source.len(),
         image_bytes: 0,
         mapped_bytes: 0,
@@ -277,10 +275,9 @@ fn plan_unreadable(source: &Watched, error: &Error) -> Result<CapturePlan> {
         table: None,
         sector_size: 512,
         disk_id: None,
-        partitions: vec![summarise(part, content, range)],
-        notes: vec![format!("no partition table: {}", error.one_line())],
-    };
-    Ok(finish(overlay, mapped, summary))
+        partitions: vec![volume],
+        notes: vec![note],
+    }
 }
 
 fn identify(device: &dyn ReadAt, options: &PlanOptions) -> Result<Volume> {

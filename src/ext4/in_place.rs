@@ -114,7 +114,7 @@ impl Change<'_> {
         }
         match self.transaction(&sorted)? {
             Some(steps) => Ok(steps),
-            None => Ok(self.without_journal(sorted)),
+            None => self.without_journal(sorted),
         }
     }
 
@@ -224,7 +224,9 @@ impl Change<'_> {
         first..first + self.geometry.desc_blocks
     }
 
-    fn without_journal(&self, sorted: Sorted) -> Steps {
+    /// # Errors
+    /// What the device fails with.
+    fn without_journal(&self, sorted: Sorted) -> Result<Steps> {
         let geometry = &self.fs.geometry;
         let len = self.device.len();
         let size = geometry.block_size;
@@ -250,9 +252,8 @@ impl Change<'_> {
                 table.set_bytes(block * size, bytes);
             } else if bitmaps.contains(&block) {
                 let mut both = bytes.clone();
-                if let Ok(old) = self.device.read_vec_at(block * size, size as usize) {
-                    both.iter_mut().zip(old).for_each(|(new, old)| *new |= old);
-                }
+                let old = self.device.read_vec_at(block * size, size as usize)?;
+                both.iter_mut().zip(old).for_each(|(new, old)| *new |= old);
                 used.set_bytes(block * size, both);
                 freed.set_bytes(block * size, bytes);
             } else {
@@ -269,7 +270,7 @@ impl Change<'_> {
         steps.push_bytes(len, SUPERBLOCK.start, unclean(&sorted.new).bytes());
         steps.push(freed);
         steps.push_bytes(len, SUPERBLOCK.start, sorted.new.bytes());
-        steps
+        Ok(steps)
     }
 }
 

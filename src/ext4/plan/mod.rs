@@ -94,7 +94,7 @@ pub struct ResizePlan {
     /// Inodes to write anew, ascending.
     pub files: Vec<FilePlan>,
     nodes: Vec<Node>,
-    /// Blocks that belong to all the groups that carry a copy of the superblock: kept for reports.
+    /// Free blocks of the new filesystem.
     pub free_blocks: u64,
     pub free_inodes: u64,
 }
