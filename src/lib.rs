@@ -33,7 +33,7 @@
 //! // A card with nothing on it that is known is kept whole.
 //! let card = MemoryDisk::new(8 << 20);
 //! let plan = plan(&card, &PlanOptions::default(), &Silent)?;
-//! assert_eq!(plan.len, 8 << 20);
+//! assert_eq!(plan.summary.image_bytes, 8 << 20);
 //! # Ok::<(), pishrink::error::Error>(())
 //! ```
 
