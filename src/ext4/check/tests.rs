@@ -348,6 +348,57 @@ fn attributes() {
     );
 }
 
+/// e2fsck finds no inline data behind an attribute that lies outside, even an empty one.
+#[test]
+fn attributes_beside_inline_data() {
+    let scratch = Scratch::new("beside-inline");
+    let options = [
+        "-t",
+        "ext4",
+        "-I",
+        "256",
+        "-O",
+        "inline_data,^metadata_csum",
+    ];
+    let image = make(&scratch.0, &options);
+    assert_eq!(findings(&image).damage(), &[] as &[String]);
+    let disk = MemoryDisk::from(std::fs::read(&image).unwrap());
+    let meta = Metadata::read(&disk, &mut Findings::default()).unwrap();
+    let inline = |record: &&super::super::metadata::InodeRecord| {
+        record.flags & super::super::inode::INLINE_DATA_FL != 0
+    };
+    let record = meta.inodes.iter().find(inline).unwrap();
+    let slot = meta.read_inode(&disk, record.number).unwrap();
+    let area = super::super::xattr::in_slot(&slot).unwrap();
+    let entry = area.iter(slot.bytes()).next().unwrap().unwrap();
+    assert_eq!(
+        entry.value,
+        super::super::xattr::Value::Here(entry.offset..entry.offset)
+    );
+    let at = meta.inode_offset(record.number) as usize + entry.offset + 2;
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[at..at + 2].copy_from_slice(&0x2000u16.to_le_bytes());
+    std::fs::write(&image, bytes).unwrap();
+    assert_ne!(run("e2fsck", &["-fn", image.to_str().unwrap()]), Some(0));
+    assert!(findings(&image).damage()[0].contains("past the end"));
+}
+
+#[test]
+fn large_values_need_their_feature() {
+    let scratch = Scratch::new("no-ea-inode");
+    let image = make(&scratch.0, &["-t", "ext4", "-I", "256", "-O", "ea_inode"]);
+    let value = scratch.0.join("value");
+    std::fs::write(&value, vec![9; 5000]).unwrap();
+    debugfs(
+        &image,
+        &[&format!("ea_set -f {} /file user.large", value.display())],
+    );
+    assert!(run("e2fsck", &["-fy", image.to_str().unwrap()]) <= Some(1));
+    assert_eq!(findings(&image).damage(), &[] as &[String]);
+    debugfs(&image, &["feature ^ea_inode"]);
+    assert!(findings(&image).damage()[0].contains("without ea_inode"));
+}
+
 #[test]
 fn unsigned_names_are_hashed_so() {
     // As on a card that was first mounted on ARM, where the kernel's characters are unsigned.
