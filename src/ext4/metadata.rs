@@ -21,9 +21,9 @@ use crate::io::ReadAt;
 use crate::units::{BlockNr, GroupNr, InodeNr};
 
 /// Extents of all files together, and nodes; more is taken for an attack on memory.
-const MAX_EXTENTS: usize = 24 << 20;
-/// Free stretches; each takes some hundred bytes later on.
-const MAX_FREE_RUNS: usize = 3 << 20;
+const MAX_EXTENTS: usize = 16 << 20;
+/// Free stretches; each takes a hundred bytes later on.
+const MAX_FREE_RUNS: usize = 6 << 20;
 /// Bytes of inode table read at a time.
 const TABLE_CHUNK: u64 = 1 << 20;
 

@@ -16,7 +16,7 @@ use crate::io::{RangeSet, ReadAt};
 use crate::units::{BlockNr, GroupNr, InodeNr};
 
 /// Pieces that are held in memory; each takes some hundred bytes.
-const MAX_RUNS: usize = if cfg!(test) { 500 } else { 2 << 20 };
+const MAX_RUNS: usize = if cfg!(test) { 500 } else { 4 << 20 };
 
 /// Returns the bytes in use.
 ///
