@@ -278,6 +278,61 @@ fn quota_usage() {
     );
 }
 
+/// An id that comes twice, once with another usage: whichever is read last, one of them is wrong.
+#[test]
+fn quota_of_the_same_id_twice() {
+    let scratch = Scratch::new("quota-twice");
+    let options = ["-t", "ext4", "-O", "quota", "-E", "quotatype=usrquota"];
+    let image = make(&scratch.0, &options);
+    let sound = std::fs::read(&image).unwrap();
+    let disk = MemoryDisk::from(sound.clone());
+    let meta = Metadata::read(&disk, &mut Findings::default()).unwrap();
+    let file = meta.inode(crate::units::InodeNr(3)).unwrap();
+    // The leaf is the last of the tree's blocks of 1 KiB: 16 bytes, then entries of 72.
+    let leaf = meta.extents(file).last().unwrap().end() as usize * 1024 - 1024;
+    for (from, to) in [(16, 16 + 72), (16, 16 + 5 * 72)] {
+        let mut bytes = sound.clone();
+        bytes.copy_within(leaf + from..leaf + from + 72, leaf + to);
+        bytes[leaf + to + 24] ^= 1;
+        std::fs::write(&image, &bytes).unwrap();
+        assert_ne!(run("e2fsck", &["-fn", image.to_str().unwrap()]), Some(0));
+        let found = findings(&image);
+        assert!(found.damage()[0].contains("wrong usage"), "{found:?}");
+        let mut other_way_round = bytes;
+        let (first, second) = (leaf + from + 24, leaf + to + 24);
+        other_way_round.swap(first, second);
+        std::fs::write(&image, &other_way_round).unwrap();
+        assert!(!findings(&image).is_sound());
+    }
+}
+
+#[test]
+fn descriptors_are_no_larger_than_the_kernel_takes_them() {
+    let scratch = Scratch::new("desc-size");
+    let image = scratch.0.join("image");
+    let text = image.to_str().unwrap();
+    let args = [
+        "-qF",
+        "-t",
+        "ext4",
+        "-b",
+        "4096",
+        "-O",
+        "64bit,^metadata_csum",
+    ];
+    assert_eq!(
+        run("mke2fs", &[&args[..], &[text, "16M"]].concat()),
+        Some(0)
+    );
+    for (size, fine) in [(64, true), (2048, false), (4096, false)] {
+        debugfs(&image, &[&format!("ssv desc_size {size}")]);
+        assert_eq!(run("e2fsck", &["-fn", text]) == Some(0), fine);
+        let disk = MemoryDisk::from(std::fs::read(&image).unwrap());
+        let read = Metadata::read(&disk, &mut Findings::default());
+        assert_eq!(read.is_ok(), fine, "{size}");
+    }
+}
+
 #[test]
 fn attributes() {
     judge(

@@ -9,6 +9,7 @@
 //! commit       header, h_chksum_type, h_chksum_size, 2 bytes, h_chksum[8], h_commit_sec, _nsec
 //! ```
 
+use super::HINT;
 use super::crc32_be::crc32_be;
 use super::log::Log;
 use super::superblock::{JournalSuperblock, LogChecksums, MAGIC};
@@ -32,6 +33,10 @@ pub(super) const H_CHKSUM: usize = 16;
 const H_COMMIT_SEC: usize = 48;
 /// `h_chksum_type` and `h_chksum_size` of v1.
 pub(super) const V1_KIND: [u8; 2] = [1, 4];
+
+/// Blocks that a log may hold, and revoke blocks: the largest that mke2fs makes by itself has a
+/// quarter of them, and more could fill the memory.
+const MAX_TAGS: usize = if cfg!(test) { 1200 } else { 1 << 20 };
 
 /// One block that a committed transaction wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,6 +118,10 @@ impl Walk {
         let block = log.read(at)?;
         if be32(block, 0) != MAGIC || be32(block, 8) != self.tid {
             return Ok(false);
+        }
+        if self.scan.tags.len().max(self.scan.revokes.len()) > MAX_TAGS {
+            let text = format!("journal: more than {MAX_TAGS} blocks to replay");
+            return Err(Error::unsupported(text).with_hint(HINT));
         }
         match be32(block, 4) {
             DESCRIPTOR_BLOCK => {
