@@ -233,7 +233,11 @@ impl Change<'_> {
         }
         let size = fs.geometry.block_size;
         let log = commit::place(fs, device)?.blocks;
-        if sorted.counting.iter().any(|&(block, _)| log.contains(block)) {
+        if sorted
+            .counting
+            .iter()
+            .any(|&(block, _)| log.contains(block))
+        {
             return Ok(None);
         }
         let first = SUPERBLOCK.start / size;

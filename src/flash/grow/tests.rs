@@ -110,7 +110,7 @@ fn filesystem(options: &[&str]) -> Vec<u8> {
     let folder = tree.as_ref().to_str().unwrap();
     mke2fs(
         12 * MIB,
-        &[options, &["-g", "2048", "-N", "300", "-d", folder]].concat(),
+        &[&["-g", "2048", "-N", "300", "-d", folder], options].concat(),
     )
 }
 
@@ -213,15 +213,25 @@ fn cases() -> Vec<Case> {
             &["-O", "^extent,^metadata_csum,^64bit,^flex_bg"],
             true,
         ),
-        ("no resize_inode", &["-O", "^resize_inode"], false),
+        ("reserved descriptors", &["-g", "512"], true),
+        ("no resize_inode", &["-O", "^resize_inode"], true),
         (
-            "ext2",
-            &["-O", "^has_journal,^extent,^metadata_csum,^64bit"],
+            "descriptors without a place",
+            &["-O", "^resize_inode", "-g", "512"],
             false,
         ),
-        ("no journal", &["-O", "^has_journal"], false),
     ] {
         add(name, mbr(&filesystem(options)), journaled);
+    }
+    for (name, options) in [
+        ("no journal", &[] as &[&str]),
+        ("ext2", &["-O", "^extent,^metadata_csum,^64bit"]),
+        ("no journal, no checksums", &["-O", "^metadata_csum"]),
+        ("no journal, reserved descriptors", &["-g", "512"]),
+    ] {
+        let image = Scratch::file(&filesystem(options));
+        image.run("tune2fs", &["-O", "^has_journal"]);
+        add(name, mbr(&image.read()), false);
     }
     add("journal and orphan", mbr(&pulled()), true);
     add("fast commits", mbr(&with_fast_commits()), true);
@@ -367,7 +377,11 @@ impl Model {
         let name = format!("{}, nothing written", self.name);
         let disk = &base;
         let sampled = true;
-        judge(&Cut { name, disk, sampled });
+        judge(&Cut {
+            name,
+            disk,
+            sampled,
+        });
         for (number, op) in self.ops.iter().enumerate() {
             match op {
                 Op::Write(offset, bytes) => {
@@ -379,7 +393,11 @@ impl Model {
                     let name = format!("{}, cut after write {number}", self.name);
                     let disk = &now.over(&base);
                     let sampled = rest % every == 1 % every;
-                    judge(&Cut { name, disk, sampled });
+                    judge(&Cut {
+                        name,
+                        disk,
+                        sampled,
+                    });
                 }
                 Op::Sync => {
                     for round in 0..losses {
@@ -390,7 +408,11 @@ impl Model {
                         let name = format!("{}, {round}th loss before op {number}", self.name);
                         let disk = &torn.over(&base);
                         let sampled = step.len() > 1;
-                        judge(&Cut { name, disk, sampled });
+                        judge(&Cut {
+                            name,
+                            disk,
+                            sampled,
+                        });
                     }
                     settled = now.clone();
                     step.clear();
@@ -481,7 +503,10 @@ impl Model {
         }
         self.assert_size(name, &image);
         let found = Mounted::new(&image, "ro").files();
-        assert!(found == files, "{name}: files differ after they were written");
+        assert!(
+            found == files,
+            "{name}: files differ after they were written"
+        );
     }
 }
 
@@ -616,7 +641,10 @@ fn e2fsck_and_the_kernel_judge_every_cut() {
                 count += 1;
             });
             let seconds = begun.elapsed().as_secs();
-            println!("{}: {count} cuts, {judged} of them by e2fsck and the kernel, {seconds} s", case.name);
+            println!(
+                "{}: {count} cuts, {judged} of them by e2fsck and the kernel, {seconds} s",
+                case.name
+            );
         }
     };
     let threads = std::thread::available_parallelism().unwrap().get();
