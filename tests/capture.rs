@@ -5,6 +5,9 @@ mod cards;
 #[cfg(target_os = "linux")]
 #[path = "capture/failing.rs"]
 mod failing;
+#[cfg(target_os = "linux")]
+#[path = "capture/resume.rs"]
+mod resume;
 
 use std::fs;
 use std::path::Path;
