@@ -5,11 +5,9 @@ use crate::error::{Error, Result};
 use crate::ext4::inode::{ENCRYPT_FL, EXTENTS_FL, I_BLOCK_SIZE, INLINE_DATA_FL, S_IFREG};
 use crate::ext4::inode_table::Slot;
 use crate::ext4::map::{
-    BlockMap, Extent, MapError, Node, build_pointers, build_tree, join_extents, read_map,
-    tree_shape,
+    BlockMap, Extent, Node, build_pointers, build_tree, join_extents, read_map_alone, tree_shape,
 };
 use crate::ext4::raw::{le16, le32, put32};
-use crate::io::RangeSet;
 use crate::units::BlockNr;
 
 impl Work<'_> {
@@ -73,21 +71,8 @@ impl Work<'_> {
 
     fn block_map(&self, slot: &Slot) -> Result<BlockMap> {
         let view = self.orphans.overlay.over(self.device);
-        let mut taken = RangeSet::new();
-        let mut claim = |block: BlockNr, count: u64| {
-            let range = block..block + count;
-            let is_new = !taken.intersects(range.clone());
-            taken.insert(range);
-            is_new
-        };
-        read_map(self.fs, &view, slot.number, &slot.inode, &mut claim).map_err(
-            |error| match error {
-                MapError::Device(error) => error,
-                MapError::Broken(text) => {
-                    Error::unsound(format!("ext4: inode {}: {text}", slot.number))
-                }
-            },
-        )
+        read_map_alone(self.fs, &view, slot.number, &slot.inode)
+            .map_err(|error| error.of(format_args!("inode {}", slot.number)))
     }
 
     /// Clears the last block from the end of the file on, so that nothing shows when it grows.
