@@ -487,9 +487,7 @@ fn archives_of_millions_of_files_are_not_listed() {
         ("2000", ErrorKind::Unsound),
     ] {
         let archive = tool("python3", &["-c", script, count], b"").expect("python3");
-        let error = Decoder::seekable(Cursor::new(archive))
-            .err()
-            .unwrap();
+        let error = Decoder::seekable(Cursor::new(archive)).err().unwrap();
         assert_eq!(error.kind(), kind, "{}", error.one_line());
     }
 }

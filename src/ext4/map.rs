@@ -4,12 +4,15 @@
 //! block it meets through a callback; a block that is claimed twice ends the walk, which also
 //! bounds it: no tree, however it is knotted, is walked longer than the filesystem has blocks.
 
+use std::fmt::Display;
+use std::ops::Range;
+
 use super::checksum::crc32c;
 use super::inode::{EXTENTS_FL, Inode};
 use super::raw::{join, le16, le32, put16, put32};
 use super::superblock::Super;
 use crate::error::Error;
-use crate::io::ReadAt;
+use crate::io::{RangeSet, ReadAt};
 use crate::units::{BlockNr, InodeNr};
 
 /// `eh_magic`.
@@ -108,6 +111,14 @@ pub struct BlockMap {
     pub nodes: Vec<Node>,
 }
 
+impl BlockMap {
+    /// Lists every block of it: data, then nodes.
+    pub fn blocks(&self) -> impl Iterator<Item = Range<BlockNr>> + '_ {
+        let data = self.extents.iter().map(|extent| extent.start..extent.end());
+        data.chain(self.nodes.iter().map(|node| node.block..node.block + 1))
+    }
+}
+
 /// Why a map cannot be read.
 #[derive(Debug)]
 pub enum MapError {
@@ -115,6 +126,16 @@ pub enum MapError {
     Device(Error),
     /// The structure is damaged; the text says how.
     Broken(String),
+}
+
+impl MapError {
+    /// Says whose map it is: "ext4: `whose`: what is broken".
+    pub fn of(self, whose: impl Display) -> Error {
+        match self {
+            MapError::Device(error) => error,
+            MapError::Broken(text) => Error::unsound(format!("ext4: {whose}: {text}")),
+        }
+    }
 }
 
 impl From<Error> for MapError {
@@ -177,6 +198,26 @@ pub fn add_map<T: AsRef<[u8]>>(
         reader.pointers(inode.i_block())?;
     }
     Ok(())
+}
+
+/// Reads the block map of one inode alone, whatever the others own.
+///
+/// # Errors
+/// As [`read_map`].
+pub fn read_map_alone<T: AsRef<[u8]>>(
+    fs: &Super,
+    device: &dyn ReadAt,
+    number: InodeNr,
+    inode: &Inode<T>,
+) -> Result<BlockMap, MapError> {
+    let mut taken = RangeSet::new();
+    let mut claim = |block: BlockNr, count: u64| {
+        let range = block..block + count;
+        let is_new = !taken.intersects(range.clone());
+        taken.insert(range);
+        is_new
+    };
+    read_map(fs, device, number, inode, &mut claim)
 }
 
 struct Reader<'a> {
@@ -243,7 +284,7 @@ impl Reader<'_> {
         &mut self,
         node: &[u8],
         depth: u16,
-        within: std::ops::Range<u64>,
+        within: Range<u64>,
         is_root: bool,
     ) -> Result<(), MapError> {
         if le16(node, 0) != EXTENT_MAGIC {
@@ -317,7 +358,7 @@ impl Reader<'_> {
     fn extent_index(
         &mut self,
         entry: &[u8],
-        within: std::ops::Range<u64>,
+        within: Range<u64>,
         depth: u16,
     ) -> Result<(), MapError> {
         let block = join(u32::from(le16(entry, 8)), le32(entry, 4));

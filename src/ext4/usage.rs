@@ -8,12 +8,12 @@ use super::bitmap::bit;
 use super::findings::Findings;
 use super::group_desc::{BLOCK_UNINIT, GroupDesc, GroupTable, INODE_UNINIT};
 use super::inode::Inode;
-use super::map::{MapError, read_map};
+use super::map::{MapError, read_map_alone};
 use super::plan::parts;
 use super::superblock::{SUPERBLOCK_OFFSET, Super};
 use crate::error::{Error, Result};
 use crate::io::{RangeSet, ReadAt};
-use crate::units::{BlockNr, GroupNr, InodeNr};
+use crate::units::{GroupNr, InodeNr};
 
 /// Pieces that are held in memory; each takes some hundred bytes.
 const MAX_RUNS: usize = if cfg!(test) { 500 } else { 4 << 20 };
@@ -186,13 +186,7 @@ pub fn journal_contents(
     if !inode.has_block_map(fs) {
         return Ok(Vec::new());
     }
-    let mut claimed = RangeSet::new();
-    let mut claim = |block: BlockNr, count: u64| {
-        let free = !claimed.intersects(block..block + count);
-        claimed.insert(block..block + count);
-        free
-    };
-    let map = match read_map(fs, device, number, &inode, &mut claim) {
+    let map = match read_map_alone(fs, device, number, &inode) {
         Ok(map) => map,
         Err(MapError::Device(error)) => return Err(error),
         Err(MapError::Broken(_)) => return Ok(Vec::new()),

@@ -501,7 +501,7 @@ fn files_of(scratch: &Scratch, image: &Path, part: &Part, name: &str) -> PathBuf
 }
 
 /// The same bytes for the same seed, and none of them compressible.
-fn noise(seed: u32, len: usize) -> Vec<u8> {
+pub fn noise(seed: u32, len: usize) -> Vec<u8> {
     let mut state = u64::from(seed) + 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {

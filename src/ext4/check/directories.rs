@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::super::dir::{self, BlockKind, DirEntry, InlineDir, LEAF_TAIL};
 use super::super::inode::{
-    CASEFOLD_FL, ENCRYPT_FL, INDEX_FL, INLINE_DATA_FL, ROOT_INO, S_IFBLK, S_IFCHR, S_IFDIR,
-    S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK,
+    CASEFOLD_FL, ENCRYPT_FL, INDEX_FL, INLINE_DATA_FL, ROOT_INO, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG,
+    file_type,
 };
 use super::super::metadata::InodeRecord;
 use super::super::raw::le32;
@@ -496,18 +496,4 @@ impl<'a> NameHashes<'a> {
 /// Do the directory's entries carry their hashes (encrypted and case-folded)?
 fn hash_in_entry(record: &InodeRecord) -> bool {
     record.flags & ENCRYPT_FL != 0 && record.flags & CASEFOLD_FL != 0
-}
-
-/// Returns the `file_type` for a mode.
-fn file_type(mode: u16) -> u8 {
-    match mode & S_IFMT {
-        S_IFREG => 1,
-        S_IFDIR => 2,
-        S_IFCHR => 3,
-        S_IFBLK => 4,
-        S_IFIFO => 5,
-        S_IFSOCK => 6,
-        S_IFLNK => 7,
-        _ => 0,
-    }
 }

@@ -62,6 +62,8 @@ pub struct Scan {
     pub transactions: u32,
     /// The first id that is not a committed transaction's.
     pub end: u32,
+    /// The block of the log where that one would begin.
+    pub end_at: u32,
 }
 
 /// Walks the log.
@@ -75,6 +77,7 @@ pub fn scan(log: &mut Log<'_>) -> Result<Scan> {
         left: log.superblock.last() - log.superblock.s_first(),
         scan: Scan::default(),
         committed: (0, 0),
+        committed_at: log.superblock.s_start(),
         v1_sum: !0,
         bad_checksum: false,
         interrupted: None,
@@ -85,6 +88,7 @@ pub fn scan(log: &mut Log<'_>) -> Result<Scan> {
     scan.tags.truncate(walk.committed.0);
     scan.revokes.truncate(walk.committed.1);
     scan.end = walk.interrupted.unwrap_or(walk.tid);
+    scan.end_at = walk.committed_at;
     Ok(scan)
 }
 
@@ -97,6 +101,8 @@ struct Walk {
     scan: Scan,
     /// How many of `scan.tags` and `scan.revokes` belong to committed transactions.
     committed: (usize, usize),
+    /// The block of the log behind the last of them.
+    committed_at: u32,
     v1_sum: u32,
     /// A descriptor or revoke block of this transaction has a bad checksum: it is damaged, or
     /// left over from an earlier filesystem. The commit block tells which.
@@ -154,6 +160,9 @@ impl Walk {
             COMMIT_BLOCK => {
                 let goes_on = self.commit(&superblock, block)?;
                 self.advance(log);
+                if goes_on && self.interrupted.is_none() {
+                    self.committed_at = self.at;
+                }
                 Ok(goes_on)
             }
             _ => Ok(false),

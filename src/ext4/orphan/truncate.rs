@@ -6,8 +6,7 @@ use crate::ext4::bitmap::Bitmap;
 use crate::ext4::inode::{ENCRYPT_FL, EXTENTS_FL, I_BLOCK_SIZE, INLINE_DATA_FL, S_IFREG};
 use crate::ext4::inode_table::Slot;
 use crate::ext4::map::{
-    BlockMap, Extent, MapError, Node, build_pointers, build_tree, join_extents, read_map,
-    tree_shape,
+    BlockMap, Extent, Node, build_pointers, build_tree, join_extents, read_map, tree_shape,
 };
 use crate::ext4::raw::{le16, le32, put32};
 use crate::units::BlockNr;
@@ -90,14 +89,8 @@ impl Work<'_> {
         let view = self.orphans.overlay.over(self.device);
         let walked = &mut self.walked;
         let mut claim = |block: BlockNr, count: u64| walked.set_range(block..block + count) == 0;
-        read_map(self.fs, &view, slot.number, &slot.inode, &mut claim).map_err(
-            |error| match error {
-                MapError::Device(error) => error,
-                MapError::Broken(text) => {
-                    Error::unsound(format!("ext4: inode {}: {text}", slot.number))
-                }
-            },
-        )
+        read_map(self.fs, &view, slot.number, &slot.inode, &mut claim)
+            .map_err(|error| error.of(format_args!("inode {}", slot.number)))
     }
 
     /// Clears the last block from the end of the file on, so that nothing shows when it grows.
