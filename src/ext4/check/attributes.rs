@@ -136,10 +136,8 @@ impl Check<'_> {
                     summary.ea_inodes += 1;
                 }
             }
-            if matches!(owner, Owner::Block(_)) {
-                if xattr.name_index == 0 {
-                    self.attribute_damaged(owner, "an attribute has no kind of name");
-                }
+            if matches!(owner, Owner::Block(_)) && xattr.name_index == 0 {
+                self.attribute_damaged(owner, "an attribute has no kind of name");
             }
             // Even where there is no value; in a slot only those look who look for inline data.
             let looked_at = match owner {

@@ -1,5 +1,7 @@
 //! What belongs to the groups: bitmaps, descriptors, superblocks and all copies of them.
 
+use std::sync::Arc;
+
 use super::{Emitter, Form};
 use crate::ext4::bitmap::set_bits;
 use crate::ext4::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
@@ -68,6 +70,8 @@ impl Emitter<'_> {
         let primary = self.new_fs.superblock.clone();
         self.overlay
             .set_bytes(SUPERBLOCK_OFFSET, primary.bytes().to_vec());
+        // Without sparse_super every group has a copy: all of them are one in memory.
+        let table: Arc<[u8]> = table.into();
         for group in 0..geometry.groups {
             let start = geometry.super_start(group);
             let has_backup = geometry.has_backup(group);
@@ -80,7 +84,10 @@ impl Emitter<'_> {
             let descriptors = start + u64::from(has_backup);
             if count > 0 {
                 let part = geometry.bytes(first, count);
-                let part = table[part.start as usize..part.end as usize].to_vec();
+                let part: Arc<[u8]> = match &table[part.start as usize..part.end as usize] {
+                    all if all.len() == table.len() => table.clone(),
+                    part => part.into(),
+                };
                 self.overlay.set_bytes(geometry.offset(descriptors), part);
             }
             let reserved = (descriptors + count, geometry.reserved_in(group));

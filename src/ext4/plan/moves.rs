@@ -11,6 +11,9 @@ use crate::ext4::metadata::{InodeRecord, Metadata};
 use crate::ext4::superblock::{COMPAT_STABLE_INODES, INCOMPAT_MMP};
 use crate::units::{BlockNr, InodeNr};
 
+/// Pieces that move, each of which takes some hundred bytes: with more, a larger size is looked for.
+const MAX_MOVES: usize = 4 << 20;
+
 impl Planner<'_> {
     /// Gives the inodes of vanished groups the lowest free numbers.
     pub(super) fn move_inodes(&mut self) -> Result<(), NoFit> {
@@ -49,11 +52,7 @@ impl Planner<'_> {
     }
 
     fn must_move(&self, run: Range<BlockNr>) -> bool {
-        run.end > self.new.blocks_count
-            || self
-                .evicted
-                .iter()
-                .any(|lost| run.start < lost.end && lost.start < run.end)
+        run.end > self.new.blocks_count || self.evicted_of(&run).next().is_some()
     }
 
     /// Lists the parts of a run that must move.
@@ -61,12 +60,7 @@ impl Planner<'_> {
         if run.end > self.new.blocks_count {
             lost.push(run.start.max(self.new.blocks_count)..run.end);
         }
-        for evicted in &self.evicted {
-            let part = run.start.max(evicted.start)..run.end.min(evicted.end);
-            if !part.is_empty() {
-                lost.push(part);
-            }
-        }
+        lost.extend(self.evicted_of(&run));
     }
 
     /// Moves data, xattr blocks, indirect nodes and single blocks, in the order in which they lie.
@@ -101,6 +95,9 @@ impl Planner<'_> {
             .chain(mmp)
         {
             self.lost_parts(block..block + 1, &mut lost);
+        }
+        if lost.len() > MAX_MOVES {
+            return Err(NoFit::Pieces);
         }
         lost.sort_unstable_by_key(|run| run.start);
         let needed: u64 = lost.iter().map(|run| run.end - run.start).sum();
