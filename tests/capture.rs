@@ -8,6 +8,8 @@ mod failing;
 #[cfg(target_os = "linux")]
 #[path = "capture/resume.rs"]
 mod resume;
+#[path = "common/scratch.rs"]
+mod scratch;
 
 use std::fs;
 use std::path::Path;

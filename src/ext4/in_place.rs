@@ -5,7 +5,8 @@
 //! settling   a transaction behind the log's last one ─ its commit block
 //! recovery   replayed blocks ─ empty the log ─ superblock
 //! change     unused blocks, the log's copies ─ superblock: needs_recovery ─ log counts
-//!            ─ all blocks but the superblock ─ superblock: new size, clean ─ empty the log
+//!            ─ descriptors of the old groups ─ all blocks but the superblock
+//!            ─ superblock: new size, clean ─ empty the log
 //!            ─ copies of superblock and descriptors
 //! ```
 //! Each dash is a sync. What the old filesystem does not use is written first. Of all else the
@@ -22,15 +23,16 @@
 //! - For two writes the log has data and the superblock does not ask for it. The kernel clears such
 //!   a log: the new filesystem. `e2fsck -y` replays it: the old one, since its superblock is in
 //!   the log, too. `e2fsck -p` leaves the question to the user.
-//! - Descriptors are met half old and half new by the kernel's first look at them, and each of
-//!   both is valid; those that a new group needs lie where the old filesystem does not look.
+//! - Before the log undoes anything the kernel looks at the descriptors, and goes by them to the
+//!   journal's inode. Whether it meets an old or a new one, it finds a copy there: of an inode table
+//!   that moves, the new place is written before the descriptor, and the old one after it.
 //! - Copies of superblock and descriptors come last, since nobody reads them.
 //! - A superblock is taken for a unit that is written whole or not at all, as the kernel takes it.
-//! - A change that moves what the kernel needs to find the journal does not go through it.
+//! - A change that moves the journal itself does not go through it.
 //! - Without a journal, or with one too short, no order keeps bitmaps and counts in step with the
 //!   superblock. Then blocks are marked as used before anything uses them and as free after
 //!   nothing does, and the superblock says meanwhile that the filesystem was not unmounted cleanly,
-//!   so that e2fsck runs at the next boot.
+//!   so that e2fsck runs at the next boot. It has to: `e2fsck -fy` keeps every file.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -142,8 +144,9 @@ pub struct Change<'a> {
     pub geometry: &'a Geometry,
     /// The change, over `device`.
     pub overlay: &'a Overlay,
-    /// Do the journal, its inode and all groups' metadata stay where they are?
-    pub roots_stay: bool,
+    /// Can the journal be found by the old descriptors and by the new ones, whatever of the rest
+    /// of the change is on the medium?
+    pub journal_stays: bool,
 }
 
 /// A change, sorted by when it may be written.
@@ -228,7 +231,7 @@ impl Change<'_> {
         let superblock = &fs.superblock;
         let has_journal =
             superblock.has_compat(COMPAT_HAS_JOURNAL) && superblock.s_journal_inum() != 0;
-        if !has_journal || !self.roots_stay {
+        if !has_journal || !self.journal_stays {
             return Ok(None);
         }
         let size = fs.geometry.block_size;
@@ -242,14 +245,18 @@ impl Change<'_> {
         }
         let first = SUPERBLOCK.start / size;
         let old = recovering(&sorted.old);
+        let table = fs.geometry.super_start(0) + 1;
+        let table = table..table + fs.geometry.desc_blocks;
         let mut undo = Vec::new();
-        let mut places = Overlay::new(len);
+        let [mut descriptors, mut places] = [(); 2].map(|()| Overlay::new(len));
         for (block, bytes) in &sorted.counting {
             let mut before = device.read_vec_at(block * size, size as usize)?;
             if *block == first {
                 // Nothing else in the superblock's block changes.
                 let at = (SUPERBLOCK.start % size) as usize;
                 before[at..at + SUPERBLOCK_SIZE].copy_from_slice(&old);
+            } else if table.contains(block) {
+                descriptors.set_bytes(block * size, bytes.as_slice());
             } else {
                 places.set_bytes(block * size, bytes.as_slice());
             }
@@ -266,6 +273,7 @@ impl Change<'_> {
         steps.push(prepared);
         steps.push_bytes(len, SUPERBLOCK.start, &old);
         steps.push_bytes(len, transaction.superblock_at, &transaction.started);
+        steps.push(descriptors);
         steps.push(places);
         steps.push_bytes(len, SUPERBLOCK.start, sorted.new.bytes());
         steps.push_bytes(len, transaction.superblock_at, &transaction.emptied);

@@ -471,24 +471,32 @@ fn in_place_steps(
 ) -> Result<Steps> {
     let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
     let journal = InodeNr(fs.superblock.s_journal_inum());
-    let places = |group: &GroupDesc| plan::parts(group, 0).map(|(block, _)| block);
-    let groups = metadata.table.groups.iter().map(places);
-    let roots_stay = groups.eq(plan.groups[..metadata.table.groups.len()]
-        .iter()
-        .map(places))
-        && plan
-            .files
-            .iter()
-            .all(|file| file.record(metadata).number != journal);
     in_place::Change {
         fs: &fs,
         device,
         metadata,
         geometry: &plan.geometry,
         overlay,
-        roots_stay,
+        journal_stays: journal_stays(metadata, plan, journal),
     }
     .steps()
+}
+
+/// Is inode `journal` not written, and its table where it was, or where nothing was?
+fn journal_stays(metadata: &Metadata, plan: &ResizePlan, journal: InodeNr) -> bool {
+    if journal.0 == 0 {
+        return false;
+    }
+    let (group, _) = plan.geometry.inode_place(journal);
+    let [old, new] = [&metadata.table.groups, &plan.groups]
+        .map(|groups| groups.get(group as usize).map(GroupDesc::inode_table));
+    let (Some(old), Some(new)) = (old, new) else {
+        return false;
+    };
+    let mut table = new..new + plan.geometry.itable_blocks;
+    let is_there = old == new || table.all(|block| !metadata.used.get(block));
+    let mut written = plan.files.iter();
+    is_there && written.all(|file| file.record(metadata).number != journal)
 }
 
 /// Returns what a filesystem that is known by its bitmaps alone holds without meaning.
