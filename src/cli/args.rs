@@ -1,5 +1,6 @@
 //! What can be written on the command line. Parsing looks at nothing but the words.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -104,7 +105,7 @@ pub struct Inspect {
 #[command(after_help = EXIT_CODES)]
 pub struct Flash {
     /// The image: raw, .xz, .gz, .zst, .bz2 or .zip; a URL; - for standard input
-    pub image: String,
+    pub image: OsString,
     /// The cards: block devices, or files that stand for cards
     #[arg(required = true, value_name = "TARGET")]
     pub targets: Vec<PathBuf>,
@@ -194,9 +195,12 @@ pub enum Expansion {
 }
 
 fn parse_expansion(text: &str) -> Result<Expansion, String> {
-    match text {
+    match text.trim().to_ascii_lowercase().as_str() {
         "none" => Ok(Expansion::None),
         "max" => Ok(Expansion::Max),
+        word if word.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+            Err("write max, none, or a size as 8GB".into())
+        }
         size => size::parse(size).map(Expansion::Size),
     }
 }

@@ -1,7 +1,8 @@
 //! zip (APPNOTE.TXT): an archive with one file in it, as images are often published.
 //!
 //! A file is found through the directory at its end; a stream is taken as it comes, by the local
-//! headers. Directories and what macOS adds (`__MACOSX/`, `.DS_Store`) do not count.
+//! headers. Directories, what macOS adds (`__MACOSX/`, `.DS_Store`), and what is about the image by
+//! its name (a text, a checksum, a block map) do not count.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -49,7 +50,7 @@ pub(super) fn find(file: impl Read + Seek + Send + 'static) -> Result<(Entry, Pa
     }
     let index = match &files[..] {
         [(index, _)] => *index,
-        [] => return Err(Error::unsound("the zip archive holds no file")),
+        [] => return Err(Error::unsound("the zip archive holds no image")),
         many => {
             let names: Vec<_> = many.iter().map(|(_, name)| name.as_str()).collect();
             return Err(several(&names));
@@ -109,9 +110,20 @@ impl<R: Seek> Seek for Metered<R> {
     }
 }
 
+/// How the names end of what makers put beside an image.
+const COMPANIONS: [&str; 15] = [
+    "txt", "md", "pdf", "htm", "html", "url", "nfo", "json", "md5", "sha1", "sha256", "sha512",
+    "asc", "sig", "bmap",
+];
+
 fn is_noise(name: &str) -> bool {
     let base = name.rsplit(['/', '\\']).next().unwrap_or(name);
-    base.is_empty() || name.starts_with("__MACOSX/") || base == ".DS_Store"
+    let companion = base.rsplit_once('.').is_some_and(|(_, end)| {
+        COMPANIONS
+            .iter()
+            .any(|companion| end.eq_ignore_ascii_case(companion))
+    });
+    base.is_empty() || name.starts_with("__MACOSX/") || base == ".DS_Store" || companion
 }
 
 fn several(names: &[&str]) -> Error {
@@ -337,7 +349,7 @@ impl Archive {
             LOCAL => self.local_header(),
             END => {
                 if self.found.is_none() {
-                    return Err(Fault::Damaged("it holds no file".into()));
+                    return Err(Fault::Damaged("it holds no image".into()));
                 }
                 self.place = Place::Done;
                 Ok(())
