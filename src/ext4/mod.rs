@@ -282,7 +282,7 @@ impl Ext4 {
             blocks: plan.geometry.blocks_count,
             free_bytes: plan.free_blocks * size,
             moved_blocks: plan.blocks.total(),
-            moved_inodes: plan.inodes.len() as u64,
+            moved_inodes: plan.inodes.total(),
             moved: plan
                 .blocks
                 .runs()
@@ -452,10 +452,9 @@ fn in_place_steps(
     let roots_stay = groups.eq(plan.groups[..metadata.table.groups.len()]
         .iter()
         .map(places))
-        && plan
-            .files
-            .iter()
-            .all(|file| file.record(metadata).number != journal);
+        && metadata
+            .place_of(journal)
+            .is_none_or(|place| !plan.changes(place));
     in_place::Change {
         fs: &fs,
         device,

@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use super::relocate::Relocation;
-use super::{FilePlan, NoFit, ResizePlan, parts};
+use super::{Files, NoFit, ResizePlan, parts};
 use crate::ext4::bitmap::Bitmap;
 use crate::ext4::geometry::Geometry;
 use crate::ext4::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
-use crate::ext4::map::Node;
 use crate::ext4::metadata::Metadata;
 use crate::ext4::superblock::INCOMPAT_FLEX_BG;
+use crate::io::RangeSet;
 use crate::units::{BlockNr, GroupNr, InodeNr};
 
 pub(super) struct Planner<'a> {
@@ -19,10 +19,10 @@ pub(super) struct Planner<'a> {
     pub(super) used: Bitmap,
     pub(super) live: Bitmap,
     pub(super) groups: Vec<GroupDesc>,
-    pub(super) inodes: Vec<(InodeNr, InodeNr)>,
+    pub(super) inodes: Relocation,
     pub(super) blocks: Relocation,
     /// Old blocks below the new end that must make room for descriptors.
-    pub(super) evicted: Vec<Range<BlockNr>>,
+    pub(super) evicted: RangeSet,
 }
 
 impl<'a> Planner<'a> {
@@ -42,9 +42,9 @@ impl<'a> Planner<'a> {
             used,
             live: Bitmap::new(0),
             groups: Vec::new(),
-            inodes: Vec::new(),
+            inodes: Relocation::default(),
             blocks: Relocation::default(),
-            evicted: Vec::new(),
+            evicted: RangeSet::new(),
         }
     }
 
@@ -72,7 +72,9 @@ impl<'a> Planner<'a> {
             let wider = start + old_len..end;
             if group < kept && !wider.is_empty() {
                 // Only when growing past the reserved descriptor blocks.
-                self.evicted.extend(self.used.runs(wider, true));
+                for run in self.used.runs(wider, true) {
+                    self.evicted.insert(run);
+                }
             }
             self.used.clear_range(end..(start + old_len).max(end));
             self.used.set_range(start..end);
@@ -91,10 +93,7 @@ impl<'a> Planner<'a> {
                 .into_iter()
                 .enumerate()
             {
-                let evicted = self
-                    .evicted
-                    .iter()
-                    .any(|run| block < run.end && run.start < block + count);
+                let evicted = self.evicted.intersects(block..block + count);
                 if block + count > self.new.blocks_count || evicted {
                     self.release_part(block, count);
                     lost.push((group, which, count));
@@ -122,18 +121,12 @@ impl<'a> Planner<'a> {
 
     /// Frees a lost part, but for what the wider descriptors have taken of it.
     fn release_part(&mut self, block: BlockNr, count: u64) {
-        for at in block..(block + count).min(self.new.blocks_count) {
-            if !self.evicted.iter().any(|run| run.contains(&at)) {
-                self.used.clear_range(at..at + 1);
-            }
+        let within = block..(block + count).min(self.new.blocks_count);
+        for free in self.evicted.gaps(within) {
+            self.used.clear_range(free);
         }
-        for run in std::mem::take(&mut self.evicted) {
-            // What was a part of the lost place has no contents to move.
-            let before = run.start..run.end.min(block).max(run.start);
-            let after = run.start.max(block + count).min(run.end)..run.end;
-            self.evicted
-                .extend([before, after].into_iter().filter(|run| !run.is_empty()));
-        }
+        // What was a part of the lost place has no contents to move.
+        self.evicted.remove(block..block + count);
     }
 
     /// Finds `count` free blocks in a row for a group: where mke2fs would put them, else anywhere
@@ -172,7 +165,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Fills in counts and flags.
-    pub(super) fn finish(mut self, files: Vec<FilePlan>, nodes: Vec<Node>) -> ResizePlan {
+    pub(super) fn finish(mut self, files: Files) -> ResizePlan {
         let checksums = self.metadata.fs.superblock.has_group_checksums();
         let dirs = self.count_dirs();
         let per_group = u64::from(self.new.inodes_per_group);
@@ -217,7 +210,6 @@ impl<'a> Planner<'a> {
             inodes: self.inodes,
             groups: self.groups,
             files,
-            nodes,
             free_blocks,
             free_inodes,
         }
@@ -226,13 +218,9 @@ impl<'a> Planner<'a> {
     fn count_dirs(&self) -> Vec<u32> {
         let mut dirs = vec![0; self.new.groups as usize];
         for inode in self.metadata.inodes.iter().filter(|inode| inode.is_dir()) {
-            let number = match self
-                .inodes
-                .binary_search_by_key(&inode.number, |&(old, _)| old)
-            {
-                Ok(index) => self.inodes[index].1,
-                Err(_) => inode.number,
-            };
+            let number = self.inodes.of(u64::from(inode.number.0));
+            // OK: an inode's number, which has 32 bits.
+            let number = InodeNr(number as u32);
             dirs[self.new.inode_place(number).0 as usize] += 1;
         }
         dirs
