@@ -60,9 +60,8 @@ pub fn emit(
         overlay: Overlay::new(plan.len()),
         groups: plan.groups.clone(),
         slots: BTreeMap::new(),
-        simple: Vec::new(),
         reader: SlotReader::default(),
-        unstored: Vec::new(),
+        unstored: RangeSet::new(),
         quota_deltas: Vec::new(),
     };
     if form == Form::Image {
@@ -132,11 +131,9 @@ struct Emitter<'a> {
     groups: Vec<GroupDesc>,
     /// Slots to write, by new number.
     slots: BTreeMap<InodeNr, Inode>,
-    /// Files whose slot needs no more than new places: new number, and index in the plan.
-    simple: Vec<(InodeNr, u32)>,
     reader: SlotReader,
-    /// Blocks in use that need not be stored: (first, length).
-    unstored: Vec<(BlockNr, u64)>,
+    /// Blocks in use that need not be stored.
+    unstored: RangeSet,
     /// What files use more or less, by their tree nodes.
     quota_deltas: Vec<QuotaDelta>,
 }
@@ -171,20 +168,24 @@ impl Emitter<'_> {
     /// Leaves out what was preallocated and never written: it reads as zeros whatever it holds.
     fn zero_unwritten(&mut self) {
         let geometry = &self.plan.geometry;
+        let mut unwritten = RangeSet::new();
         for record in &self.metadata.inodes {
             for extent in self.metadata.extents(record) {
-                if !extent.is_unwritten() {
-                    continue;
-                }
-                for (start, len) in self
-                    .plan
-                    .blocks
-                    .pieces(extent.start, u64::from(extent.len()))
-                {
-                    self.overlay.set_zero(geometry.bytes(start, len));
-                    self.unstored.push((start, len));
+                if extent.is_unwritten() {
+                    let pieces = self
+                        .plan
+                        .blocks
+                        .pieces(extent.start, u64::from(extent.len()));
+                    for (start, len) in pieces {
+                        unwritten.insert(start..start + len);
+                    }
                 }
             }
+        }
+        for run in unwritten.iter() {
+            self.overlay
+                .set_zero(geometry.bytes(run.start, run.end - run.start));
+            self.unstored.insert(run);
         }
     }
 
@@ -198,8 +199,8 @@ impl Emitter<'_> {
             .collect();
         // The boot sector and the superblock of a filesystem with larger blocks are in block 0.
         stored.insert(0..SUPERBLOCK_OFFSET + 1024);
-        for (block, count) in self.unstored {
-            stored.remove(geometry.bytes(block, count));
+        for run in self.unstored.iter() {
+            stored.remove(geometry.bytes(run.start, run.end - run.start));
         }
         Emitted {
             overlay: self.overlay,

@@ -125,10 +125,14 @@ impl Metadata {
 
     /// Returns the inode in use with this number.
     pub fn inode(&self, number: InodeNr) -> Option<&InodeRecord> {
-        let index = self
-            .inodes
-            .binary_search_by_key(&number, |inode| inode.number);
-        index.ok().map(|index| &self.inodes[index])
+        self.place_of(number).map(|place| &self.inodes[place])
+    }
+
+    /// Returns the index among the inodes in use of the one with this number.
+    pub fn place_of(&self, number: InodeNr) -> Option<usize> {
+        self.inodes
+            .binary_search_by_key(&number, |inode| inode.number)
+            .ok()
     }
 
     /// Returns the byte offset of an inode's slot.

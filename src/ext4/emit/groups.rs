@@ -20,7 +20,7 @@ impl Emitter<'_> {
             let desc = self.groups[group as usize].clone();
             let [(block_place, _), (inode_place, _), _] = parts(&desc, geometry.itable_blocks);
             if desc.has_flag(BLOCK_UNINIT) {
-                self.unstored.push((block_place, 1));
+                self.unstored.insert(block_place..block_place + 1);
                 self.zero_unless_in_place(block_place);
             } else {
                 let mut bitmap = vec![0; size];
@@ -34,7 +34,7 @@ impl Emitter<'_> {
                 self.put_block(block_place, bitmap);
             }
             if desc.has_flag(INODE_UNINIT) {
-                self.unstored.push((inode_place, 1));
+                self.unstored.insert(inode_place..inode_place + 1);
                 self.zero_unless_in_place(inode_place);
             } else {
                 let per_group = u64::from(geometry.inodes_per_group);
@@ -92,7 +92,7 @@ impl Emitter<'_> {
             }
             let reserved = (descriptors + count, geometry.reserved_in(group));
             if reserved.1 > 0 && (group > 0 || self.metadata.resize_inode.is_none()) {
-                self.unstored.push(reserved);
+                self.unstored.insert(reserved.0..reserved.0 + reserved.1);
                 if self.form == Form::Image {
                     self.overlay
                         .set_zero(geometry.bytes(reserved.0, reserved.1));

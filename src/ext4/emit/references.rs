@@ -16,17 +16,15 @@ const BATCH: usize = if cfg!(test) { 3 } else { 4 << 20 };
 impl Emitter<'_> {
     /// Rewrites what names moved inodes: directories, and xattrs whose values lie in them.
     pub(super) fn references(&mut self) -> Result<()> {
-        if self.plan.inodes.is_empty() {
+        if self.plan.inodes.runs().is_empty() {
             return Ok(());
         }
         let metadata = self.metadata;
         let plan = self.plan;
         let new_number = |old: InodeNr| plan.inode(old);
         let ea_moved = metadata.fs.superblock.has_incompat(INCOMPAT_EA_INODE)
-            && plan.inodes.iter().any(|&(old, _)| {
-                metadata
-                    .inode(old)
-                    .is_some_and(|inode| inode.flags & EA_INODE_FL != 0)
+            && metadata.inodes.iter().rev().any(|inode| {
+                inode.flags & EA_INODE_FL != 0 && plan.inode(inode.number) != inode.number
             });
         self.directories(&new_number)?;
         for record in &metadata.inodes {
@@ -126,8 +124,8 @@ impl Emitter<'_> {
     /// Writes xattr blocks that moved (their checksum holds their place) or whose values did.
     pub(super) fn xattr_blocks(&mut self) -> Result<()> {
         let plan = self.plan;
-        let with_values =
-            self.metadata.fs.superblock.has_incompat(INCOMPAT_EA_INODE) && !plan.inodes.is_empty();
+        let with_values = self.metadata.fs.superblock.has_incompat(INCOMPAT_EA_INODE)
+            && !plan.inodes.runs().is_empty();
         for &block in self.metadata.xattr_blocks.keys() {
             let place = plan.blocks.of(block);
             if place == block && !with_values {
