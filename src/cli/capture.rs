@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::args::Capture;
+use super::download::is_url;
 use super::exit::Exit;
 use super::render::{Screen, clean, human_seconds};
 use crate::capture::{
@@ -115,6 +116,10 @@ impl Opened {
         output: Option<&ImagePaths>,
         screen: &Screen,
     ) -> Result<Self> {
+        if path.to_str().is_some_and(is_url) {
+            return Err(Error::usage(format!("{} is on the web", text_of(path)))
+                .with_hint("fetch it first; flash and verify do that themselves"));
+        }
         let file = Arc::new(device::open_source(path, options)?);
         if file.info().is_some() || capture::packed_as(path)? == Codec::Raw {
             return Ok(Self {
