@@ -74,6 +74,19 @@ pub fn round_down(value: u64, step: u64) -> u64 {
     value - value % step
 }
 
+/// Shows the 16 bytes of a UUID, most significant first, as blkid does.
+pub fn uuid_text(bytes: &[u8]) -> String {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
+}
+
 /// Shows bytes the way card makers count them (1 MB = 1,000,000 bytes), to three digits.
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["bytes", "kB", "MB", "GB", "TB", "PB"];

@@ -16,6 +16,7 @@ use crate::ext4::superblock::{
 use crate::ext4::{self, Ext4, Recovery};
 use crate::fat::Fat;
 use crate::io::{Overlay, RangeSet, ReadAt};
+use crate::units::uuid_text;
 
 /// Larger FAT partitions (in bytes) hold someone's data, and stay where they are.
 const LARGEST_MOVED: u64 = 8 << 30;
@@ -72,6 +73,9 @@ pub struct Facts {
     /// Metadata that cannot be read, because of which the size is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
+    /// Of metadata that the image has as it is, and that changes whenever something is written.
+    #[serde(skip)]
+    pub digest: Option<[u8; 32]>,
     #[serde(flatten)]
     pub ext: Option<ExtFacts>,
     /// A line each: what was put right, what could not be done and why.
@@ -226,6 +230,7 @@ impl Volume {
                     used: usage.allocated.total(),
                     total,
                     clean: usage.clean,
+                    digest: Some(usage.digest),
                     notes: usage.warnings,
                     ..Facts::default()
                 };
@@ -412,7 +417,7 @@ fn swap(device: &dyn ReadAt) -> Result<Option<Swap>> {
             return Ok(Some(Swap {
                 page,
                 label: text(&header[28..44]),
-                uuid: uuid(&header[12..28]),
+                uuid: uuid_text(&header[12..28]),
             }));
         }
     }
@@ -450,21 +455,21 @@ fn opaque(device: &dyn ReadAt) -> Result<Opaque> {
         return Ok(Opaque {
             name: "btrfs",
             label: read(device, 0x1012b, 256)?.as_deref().and_then(text),
-            uuid: read(device, 0x10020, 16)?.as_deref().map(uuid),
+            uuid: read(device, 0x10020, 16)?.as_deref().map(uuid_text),
         });
     }
     if has(device, 0, b"XFSB")? {
         return Ok(Opaque {
             name: "xfs",
             label: read(device, 108, 12)?.as_deref().and_then(text),
-            uuid: read(device, 32, 16)?.as_deref().map(uuid),
+            uuid: read(device, 32, 16)?.as_deref().map(uuid_text),
         });
     }
     if has(device, 1024, &0xf2f5_2010_u32.to_le_bytes())? {
         return Ok(Opaque {
             name: "f2fs",
             label: read(device, 1024 + 124, 1024)?.as_deref().and_then(utf16),
-            uuid: read(device, 1024 + 108, 16)?.as_deref().map(uuid),
+            uuid: read(device, 1024 + 108, 16)?.as_deref().map(uuid_text),
         });
     }
     let rest: [(u64, &[u8], &'static str); 6] = [
@@ -523,18 +528,6 @@ fn utf16(bytes: &[u8]) -> Option<String> {
             .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
             .collect(),
     )
-}
-
-fn uuid(bytes: &[u8]) -> String {
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    [
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..],
-    ]
-    .join("-")
 }
 
 #[cfg(test)]

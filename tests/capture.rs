@@ -5,6 +5,11 @@ mod cards;
 #[cfg(target_os = "linux")]
 #[path = "capture/failing.rs"]
 mod failing;
+#[cfg(target_os = "linux")]
+#[path = "capture/resume.rs"]
+mod resume;
+#[path = "common/scratch.rs"]
+mod scratch;
 
 use std::fs;
 use std::path::Path;
@@ -404,4 +409,22 @@ fn inspect_tells_what_is_there() {
         .status()
         .unwrap();
     assert!(status.success());
+}
+
+/// A card pulled while it was written to: what waits in its journal is told, also what only fast
+/// commits hold.
+#[test]
+fn inspect_tells_what_the_journal_holds() {
+    let scratch = Scratch::new("pending");
+    let packed = fs::read(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/testdata/fast-commit.img.zst"
+    ));
+    let card = scratch.path("card.img");
+    fs::write(&card, zstd::decode_all(&packed.unwrap()[..]).unwrap()).unwrap();
+    let done = pishrink().arg("inspect").arg(&card).output().unwrap();
+    let text = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{text}");
+    let pending = "needs recovery (1 transactions, 8 fast commits in the journal)";
+    assert!(text.contains(pending), "{text}");
 }

@@ -10,6 +10,9 @@ use super::size;
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 input not sound or not supported, \
 4 verification failed, 5 refused for safety, 6 done with losses, 130 interrupted.";
 
+const NOTHING_TAKEN_OUT: &str = "The image holds everything that is on the card, host name, \
+passwords and keys too: think before you share it.";
+
 /// Captures SD cards into small sound images, and flashes them back with every block verified.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "pishrink", version, after_help = EXIT_CODES, max_term_width = 100)]
@@ -43,7 +46,7 @@ pub enum Command {
 
 /// Read a card or a raw image, write a small image that boots and expands
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = format!("{NOTHING_TAKEN_OUT}\n\n{EXIT_CODES}"))]
 pub struct Capture {
     /// A block device or an image of a card (.xz, .gz and .zst are unpacked first); only read
     pub source: PathBuf,

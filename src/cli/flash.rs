@@ -173,6 +173,13 @@ fn table(targets: &[Target], reports: &[CardReport], seconds: f64) -> String {
             let _ = writeln!(text, "{note}");
         }
     }
+    if reports.iter().filter(|report| report.published).count() > 1 {
+        let _ = writeln!(
+            text,
+            "these cards are the same system: change host name, ssh host keys and \
+             /etc/machine-id before they meet in one network"
+        );
+    }
     let _ = writeln!(text, "in {}", human_seconds(seconds));
     text
 }

@@ -15,6 +15,7 @@ use crate::inspect::{Cell, Inspection, inspect};
 use crate::io::ReadAt;
 use crate::partition::TableKind;
 use crate::units::human_bytes;
+use crate::volume::Facts;
 
 /// Characters of the picture.
 const WIDTH: usize = 72;
@@ -109,10 +110,10 @@ fn partition(text: &mut String, part: &PartitionSummary) {
         ),
     };
     let state = match (facts.clean, facts.opaque) {
-        (true, true) => "",
-        (true, false) => ", clean",
-        (false, true) => ", NOT SOUND",
-        (false, false) => ", needs recovery",
+        (true, true) => String::new(),
+        (true, false) => ", clean".into(),
+        (false, true) => ", NOT SOUND".into(),
+        (false, false) => format!(", needs recovery{}", pending(facts)),
     };
     let _ = writeln!(
         text,
@@ -131,6 +132,26 @@ fn partition(text: &mut String, part: &PartitionSummary) {
     }
     if let Some(ext) = &facts.ext {
         let _ = writeln!(text, "     {}", ext.features.join(" "));
+    }
+}
+
+/// What waits in the journal.
+fn pending(facts: &Facts) -> String {
+    let Some(ext) = &facts.ext else {
+        return String::new();
+    };
+    let kinds = [
+        (ext.transactions_replayed, "transactions"),
+        (ext.fast_commits_replayed, "fast commits"),
+    ];
+    let waiting: Vec<_> = kinds
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, kind)| format!("{count} {kind}"))
+        .collect();
+    match waiting.is_empty() {
+        true => String::new(),
+        false => format!(" ({} in the journal)", waiting.join(", ")),
     }
 }
 

@@ -477,3 +477,17 @@ fn noise_behind_a_magic_neither_hangs_nor_panics() {
         }
     }
 }
+
+#[test]
+fn archives_of_millions_of_files_are_not_listed() {
+    let script = "import sys,zipfile; z=zipfile.ZipFile(sys.stdout.buffer,'w'); \
+        [z.writestr('%060d' % i, '') for i in range(int(sys.argv[1]))]; z.close()";
+    for (count, kind) in [
+        ("100", ErrorKind::Unsupported),
+        ("2000", ErrorKind::Unsound),
+    ] {
+        let archive = tool("python3", &["-c", script, count], b"").expect("python3");
+        let error = Decoder::seekable(Cursor::new(archive)).err().unwrap();
+        assert_eq!(error.kind(), kind, "{}", error.one_line());
+    }
+}

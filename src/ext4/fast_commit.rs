@@ -32,7 +32,7 @@ use self::file::{File, FileMap};
 use self::room::count_subdirectory;
 use self::tags::{Entry, Tag};
 pub use self::tags::{FastCommits, Scanner};
-use super::inode::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK};
+use super::inode::{S_IFMT, file_type};
 use super::inode_table::{cover_inode, is_covered, read_inode, read_slot};
 use super::map::Extent;
 use super::orphan::{QuotaDelta, delete_inode, orphan_links};
@@ -304,22 +304,16 @@ impl Work<'_> {
         {
             return Err(contradiction("a name that cannot be"));
         }
-        let file_type = match self.file(entry.inode).slot.inode.format() {
-            _ if !self.fs.superblock.has_incompat(INCOMPAT_FILETYPE) => 0,
-            S_IFREG => 1,
-            S_IFDIR => 2,
-            S_IFCHR => 3,
-            S_IFBLK => 4,
-            S_IFIFO => 5,
-            S_IFSOCK => 6,
-            S_IFLNK => 7,
-            other => {
-                return Err(contradiction(format_args!(
-                    "inode {} is of the unknown kind {other:#x}",
-                    entry.inode
-                )));
-            }
-        };
+        let mode = self.file(entry.inode).slot.inode.i_mode();
+        let has_types = self.fs.superblock.has_incompat(INCOMPAT_FILETYPE);
+        let file_type = if has_types { file_type(mode) } else { 0 };
+        if has_types && file_type == 0 {
+            return Err(contradiction(format_args!(
+                "inode {} is of the unknown kind {:#x}",
+                entry.inode,
+                mode & S_IFMT
+            )));
+        }
         let fs = self.fs;
         let directory = self.directory(entry.parent)?;
         match directory.lookup(entry.name) {

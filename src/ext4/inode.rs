@@ -36,6 +36,20 @@ pub const I_BLOCK: usize = 0x28;
 /// Bytes of `i_block`.
 pub const I_BLOCK_SIZE: usize = 60;
 
+/// Returns what a directory entry says of a file of this mode (`file_type`), 0 for an unknown kind.
+pub fn file_type(mode: u16) -> u8 {
+    match mode & S_IFMT {
+        S_IFREG => 1,
+        S_IFDIR => 2,
+        S_IFCHR => 3,
+        S_IFBLK => 4,
+        S_IFIFO => 5,
+        S_IFSOCK => 6,
+        S_IFLNK => 7,
+        _ => 0,
+    }
+}
+
 /// The bytes of one inode slot, with its fields by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inode<T = Vec<u8>>(pub T);

@@ -4,12 +4,15 @@
 //! block it meets through a callback; a block that is claimed twice ends the walk, which also
 //! bounds it: no tree, however it is knotted, is walked longer than the filesystem has blocks.
 
+use std::fmt::Display;
+use std::ops::Range;
+
 use super::checksum::crc32c;
 use super::inode::{EXTENTS_FL, Inode};
 use super::raw::{join, le16, le32, put16, put32};
 use super::superblock::Super;
 use crate::error::Error;
-use crate::io::ReadAt;
+use crate::io::{RangeSet, ReadAt};
 use crate::units::{BlockNr, InodeNr};
 
 /// `eh_magic`.
@@ -24,6 +27,9 @@ pub const MAX_UNWRITTEN: u32 = 32767;
 const MAX_DEPTH: u16 = 5;
 /// Pointers in an inode that are not indirect.
 pub const DIRECT: usize = 12;
+/// Extents, and nodes, of one file that is read alone: its map is a few MiB at the most, while a
+/// hostile one could fill the memory.
+const MAX_PIECES: usize = 4 << 20;
 
 /// A run of blocks of one file. Written extents and unwritten ones are told apart by the top bit
 /// of `len_and_state`, so that an entry takes 16 bytes: there are millions of them.
@@ -105,6 +111,14 @@ pub struct BlockMap {
     pub nodes: Vec<Node>,
 }
 
+impl BlockMap {
+    /// Lists every block of it: data, then nodes.
+    pub fn blocks(&self) -> impl Iterator<Item = Range<BlockNr>> + '_ {
+        let data = self.extents.iter().map(|extent| extent.start..extent.end());
+        data.chain(self.nodes.iter().map(|node| node.block..node.block + 1))
+    }
+}
+
 /// Why a map cannot be read.
 #[derive(Debug)]
 pub enum MapError {
@@ -112,6 +126,16 @@ pub enum MapError {
     Device(Error),
     /// The structure is damaged; the text says how.
     Broken(String),
+}
+
+impl MapError {
+    /// Says whose map it is: "ext4: `whose`: what is broken".
+    pub fn of(self, whose: impl Display) -> Error {
+        match self {
+            MapError::Device(error) => error,
+            MapError::Broken(text) => Error::unsound(format!("ext4: {whose}: {text}")),
+        }
+    }
 }
 
 impl From<Error> for MapError {
@@ -126,7 +150,8 @@ pub type Claim<'a> = &'a mut dyn FnMut(BlockNr, u64) -> bool;
 /// Reads the block map of an inode whose `i_block` holds one.
 ///
 /// # Errors
-/// `Broken` for a bad magic, count, depth, order, range, checksum or a block claimed twice.
+/// `Broken` for a bad magic, count, depth, order, range, checksum or a block claimed twice;
+/// `Device` also for a file in more pieces than are held in memory.
 pub fn read_map<T: AsRef<[u8]>>(
     fs: &Super,
     device: &dyn ReadAt,
@@ -134,12 +159,33 @@ pub fn read_map<T: AsRef<[u8]>>(
     inode: &Inode<T>,
     claim: Claim<'_>,
 ) -> Result<BlockMap, MapError> {
+    let mut map = BlockMap::default();
+    add_map(fs, device, number, inode, claim, &mut map, MAX_PIECES)?;
+    Ok(map)
+}
+
+/// Reads the block map of an inode as [`read_map`] does, and adds it to `map`, which may grow to
+/// `most` extents and as many nodes. What an error leaves behind there means nothing.
+///
+/// # Errors
+/// As [`read_map`].
+pub fn add_map<T: AsRef<[u8]>>(
+    fs: &Super,
+    device: &dyn ReadAt,
+    number: InodeNr,
+    inode: &Inode<T>,
+    claim: Claim<'_>,
+    map: &mut BlockMap,
+    most: usize,
+) -> Result<(), MapError> {
     let mut reader = Reader {
         fs,
         device,
         seed: fs.checksums.inode_seed(number, inode.i_generation()),
         claim,
-        map: BlockMap::default(),
+        first: map.extents.len(),
+        map,
+        most,
     };
     if inode.has_flag(EXTENTS_FL) {
         let root = inode.i_block();
@@ -151,7 +197,27 @@ pub fn read_map<T: AsRef<[u8]>>(
     } else {
         reader.pointers(inode.i_block())?;
     }
-    Ok(reader.map)
+    Ok(())
+}
+
+/// Reads the block map of one inode alone, whatever the others own.
+///
+/// # Errors
+/// As [`read_map`].
+pub fn read_map_alone<T: AsRef<[u8]>>(
+    fs: &Super,
+    device: &dyn ReadAt,
+    number: InodeNr,
+    inode: &Inode<T>,
+) -> Result<BlockMap, MapError> {
+    let mut taken = RangeSet::new();
+    let mut claim = |block: BlockNr, count: u64| {
+        let range = block..block + count;
+        let is_new = !taken.intersects(range.clone());
+        taken.insert(range);
+        is_new
+    };
+    read_map(fs, device, number, inode, &mut claim)
 }
 
 struct Reader<'a> {
@@ -159,7 +225,10 @@ struct Reader<'a> {
     device: &'a dyn ReadAt,
     seed: u32,
     claim: Claim<'a>,
-    map: BlockMap,
+    map: &'a mut BlockMap,
+    /// Where the file's own extents begin in `map`.
+    first: usize,
+    most: usize,
 }
 
 fn broken<T>(text: String) -> Result<T, MapError> {
@@ -190,12 +259,32 @@ impl Reader<'_> {
         Ok(self.device.read_vec_at(geometry.offset(block), len)?)
     }
 
+    fn push_extent(&mut self, extent: Extent) -> Result<(), MapError> {
+        self.check_room(self.map.extents.len())?;
+        self.map.extents.push(extent);
+        Ok(())
+    }
+
+    fn push_node(&mut self, node: Node) -> Result<(), MapError> {
+        self.check_room(self.map.nodes.len())?;
+        self.map.nodes.push(node);
+        Ok(())
+    }
+
+    fn check_room(&self, count: usize) -> Result<(), MapError> {
+        if count < self.most {
+            return Ok(());
+        }
+        let text = format!("ext4: the files are in more than {} pieces", self.most);
+        Err(MapError::Device(Error::unsupported(text)))
+    }
+
     /// Walks a node that may cover the logical blocks `within`.
     fn extent_node(
         &mut self,
         node: &[u8],
         depth: u16,
-        within: std::ops::Range<u64>,
+        within: Range<u64>,
         is_root: bool,
     ) -> Result<(), MapError> {
         if le16(node, 0) != EXTENT_MAGIC {
@@ -262,25 +351,23 @@ impl Reader<'_> {
             return broken(format!("extent of {len} blocks at logical block {logical}"));
         }
         self.claim(start, u64::from(len))?;
-        self.map
-            .extents
-            .push(Extent::new(logical as u32, start, len, unwritten));
+        self.push_extent(Extent::new(logical as u32, start, len, unwritten))?;
         Ok(end)
     }
 
     fn extent_index(
         &mut self,
         entry: &[u8],
-        within: std::ops::Range<u64>,
+        within: Range<u64>,
         depth: u16,
     ) -> Result<(), MapError> {
         let block = join(u32::from(le16(entry, 8)), le32(entry, 4));
         let node = self.read_node(block)?;
-        self.map.nodes.push(Node {
+        self.push_node(Node {
             block,
             logical: within.start as u32,
             level: depth as u8,
-        });
+        })?;
         self.extent_node(&node, depth - 1, within, false)
     }
 
@@ -309,15 +396,14 @@ impl Reader<'_> {
         let block = u64::from(block);
         if level == 0 {
             self.claim(block, 1)?;
-            self.push_block(logical_32, block);
-            return Ok(());
+            return self.push_block(logical_32, block);
         }
         let node = self.read_node(block)?;
-        self.map.nodes.push(Node {
+        self.push_node(Node {
             block,
             logical: logical_32,
             level,
-        });
+        })?;
         let step = (self.fs.geometry.block_size / 4).pow(u32::from(level) - 1);
         for slot in 0..node.len() / 4 {
             let pointer = le32(&node, 4 * slot);
@@ -327,15 +413,16 @@ impl Reader<'_> {
     }
 
     /// Adds one block of data, joined to the run before it where both numbers go on.
-    fn push_block(&mut self, logical: u32, block: BlockNr) {
-        if let Some(last) = self.map.extents.last_mut()
+    fn push_block(&mut self, logical: u32, block: BlockNr) -> Result<(), MapError> {
+        if let Some(last) = self.map.extents[self.first..].last_mut()
             && last.logical_end() == u64::from(logical)
             && last.end() == block
+            && last.len() + 1 < UNWRITTEN
         {
             *last = Extent::new(last.logical, last.start, last.len() + 1, false);
-            return;
+            return Ok(());
         }
-        self.map.extents.push(Extent::new(logical, block, 1, false));
+        self.push_extent(Extent::new(logical, block, 1, false))
     }
 }
 
@@ -531,4 +618,42 @@ fn covers(parent: &Node, child: &Node, per_node: u64) -> bool {
     let start = u64::from(parent.logical);
     let end = start + per_node.pow(u32::from(parent.level));
     (start..end).contains(&u64::from(child.logical))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::ext4::inode::I_BLOCK;
+    use crate::ext4::test_image::mke2fs;
+    use crate::io::memory::MemoryDisk;
+
+    /// Ten pieces behind one that another file left there.
+    #[test]
+    fn maps_are_added_up_to_a_limit() {
+        let disk = MemoryDisk::from(mke2fs(8 << 20, &["-O", "^extent,^64bit"]));
+        let fs = Super::read(&disk).unwrap().unwrap();
+        let mut inode = Inode(vec![0; 256]);
+        for slot in 1..11 {
+            put32(&mut inode.0, I_BLOCK + 4 * slot, 1998 + 2 * slot as u32);
+        }
+        // It ends where the file begins, in both ways.
+        let before = Extent::new(0, 1999, 1, false);
+        for (most, fits) in [(11, true), (10, false)] {
+            let mut map = BlockMap {
+                extents: vec![before],
+                nodes: Vec::new(),
+            };
+            let mut claim = |_, _| true;
+            let number = InodeNr(12);
+            let read = add_map(&fs, &disk, number, &inode, &mut claim, &mut map, most);
+            match read {
+                Ok(()) => assert!(fits && map.extents.len() == 11 && map.extents[0] == before),
+                Err(MapError::Device(error)) => {
+                    assert!(!fits && error.kind() == ErrorKind::Unsupported);
+                }
+                Err(MapError::Broken(text)) => panic!("{text}"),
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::geometry::Geometry;
 use super::raw::{join, le_fields};
 use crate::error::{Error, Result};
 use crate::io::ReadAt;
-use crate::units::BlockNr;
+use crate::units::{BlockNr, uuid_text};
 
 /// Where the primary superblock lies, in bytes.
 pub const SUPERBLOCK_OFFSET: u64 = 1024;
@@ -253,15 +253,7 @@ impl<T: AsRef<[u8]>> Superblock<T> {
 
     /// Returns the UUID as blkid prints it.
     pub fn uuid_text(&self) -> String {
-        let hex: String = self.s_uuid().iter().map(|b| format!("{b:02x}")).collect();
-        [
-            &hex[..8],
-            &hex[8..12],
-            &hex[12..16],
-            &hex[16..20],
-            &hex[20..],
-        ]
-        .join("-")
+        uuid_text(self.s_uuid())
     }
 
     /// Returns the label, up to its first NUL, with whatever is not UTF-8 replaced.

@@ -2,9 +2,14 @@
 //! test.
 
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::io::is_zero;
+
+const PAGE: usize = 4096;
 
 /// A file or folder for one test, gone when the test is over.
 pub struct Scratch(PathBuf);
@@ -16,9 +21,17 @@ impl Scratch {
         std::env::temp_dir().join(format!("pishrink-test-{}-{count}", std::process::id()))
     }
 
+    /// A file with these bytes; zeros are holes.
     pub fn file(bytes: &[u8]) -> Self {
         let path = Self::path();
-        fs::write(&path, bytes).unwrap();
+        let mut file = fs::File::create(&path).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+        for (index, page) in bytes.chunks(PAGE).enumerate() {
+            if !is_zero(page) {
+                let at = SeekFrom::Start((index * PAGE) as u64);
+                file.seek(at).and_then(|_| file.write_all(page)).unwrap();
+            }
+        }
         Self(path)
     }
 

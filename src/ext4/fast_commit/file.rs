@@ -7,12 +7,12 @@ use crate::error::{Error, Result};
 use crate::ext4::inode::{EXTENTS_FL, I_BLOCK, I_BLOCK_SIZE, INLINE_DATA_FL, Inode};
 use crate::ext4::inode_table::Slot;
 use crate::ext4::map::{
-    BlockMap, EXTENT_MAGIC, Extent, MapError, build_tree, join_extents, read_map, tree_shape,
+    BlockMap, EXTENT_MAGIC, Extent, build_tree, join_extents, read_map_alone, tree_shape,
 };
 use crate::ext4::orphan::QuotaDelta;
 use crate::ext4::raw::le16;
 use crate::ext4::superblock::Super;
-use crate::io::{Overlay, RangeSet, ReadAt};
+use crate::io::{Overlay, ReadAt};
 use crate::units::BlockNr;
 
 /// Where the fields behind `i_block` begin.
@@ -127,17 +127,8 @@ impl File {
                 "ext4: a fast commit changes the blocks of inode {number}, which has no extents"
             )));
         }
-        let mut taken = RangeSet::new();
-        let mut claim = |block: BlockNr, count: u64| {
-            let range = block..block + count;
-            let is_new = !taken.intersects(range.clone());
-            taken.insert(range);
-            is_new
-        };
-        let map = read_map(fs, view, *number, inode, &mut claim).map_err(|error| match error {
-            MapError::Device(error) => error,
-            MapError::Broken(text) => Error::unsound(format!("ext4: inode {number}: {text}")),
-        })?;
+        let map = read_map_alone(fs, view, *number, inode)
+            .map_err(|error| error.of(format_args!("inode {number}")))?;
         Ok(FileMap::of(fs, map, inode))
     }
 

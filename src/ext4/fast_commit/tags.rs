@@ -18,15 +18,15 @@ use crate::ext4::map::{EXTENT_ENTRY, Extent, MAX_WRITTEN};
 use crate::ext4::raw::{join, le16, le32};
 use crate::units::InodeNr;
 
-const ADD_RANGE: u16 = 1;
-const DEL_RANGE: u16 = 2;
-const CREAT: u16 = 3;
-const LINK: u16 = 4;
-const UNLINK: u16 = 5;
-const INODE: u16 = 6;
-const PAD: u16 = 7;
-const TAIL: u16 = 8;
-const HEAD: u16 = 9;
+pub(super) const ADD_RANGE: u16 = 1;
+pub(super) const DEL_RANGE: u16 = 2;
+pub(super) const CREAT: u16 = 3;
+pub(super) const LINK: u16 = 4;
+pub(super) const UNLINK: u16 = 5;
+pub(super) const INODE: u16 = 6;
+pub(super) const PAD: u16 = 7;
+pub(super) const TAIL: u16 = 8;
+pub(super) const HEAD: u16 = 9;
 
 /// Bytes of a tag before its value.
 const BASE: usize = 4;

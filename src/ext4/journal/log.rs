@@ -4,7 +4,7 @@ use super::superblock::{JournalSuperblock, SIZE};
 use crate::error::{Error, Result};
 use crate::ext4::inode::{ENCRYPT_FL, S_IFREG};
 use crate::ext4::inode_table::read_inode;
-use crate::ext4::map::{Extent, MapError, read_map};
+use crate::ext4::map::{Extent, read_map_alone};
 use crate::ext4::superblock::Super;
 use crate::io::{RangeSet, ReadAt};
 use crate::units::{BlockNr, InodeNr};
@@ -42,17 +42,8 @@ impl<'a> Log<'a> {
                 "ext4: inode {number} is not a journal"
             )));
         }
-        let mut places = RangeSet::new();
-        let mut claim = |block: BlockNr, count: u64| {
-            let range = block..block + count;
-            let is_new = !places.intersects(range.clone());
-            places.insert(range);
-            is_new
-        };
-        let map = read_map(fs, device, number, inode, &mut claim).map_err(|error| match error {
-            MapError::Device(error) => error,
-            MapError::Broken(text) => Error::unsound(format!("ext4: journal inode: {text}")),
-        })?;
+        let map =
+            read_map_alone(fs, device, number, inode).map_err(|error| error.of("journal inode"))?;
         let block_size = fs.geometry.block_size;
         let blocks = inode.size() / block_size;
         let first = map.extents.first().filter(|extent| extent.logical == 0);
@@ -64,8 +55,8 @@ impl<'a> Log<'a> {
             superblock: JournalSuperblock::decode(bytes, block_size, blocks)?,
             device,
             block_size,
+            places: map.blocks().collect(),
             extents: map.extents,
-            places,
             ahead: (0, Vec::new()),
         })
     }

@@ -4,15 +4,16 @@
 //! entries: 4 bytes each, up to the last 8 bytes of the block, which are ob_magic, ob_checksum
 //! ```
 
+use super::{MAX_BYTES, MAX_ORPHANS, too_many};
 use crate::error::{Error, Result};
 use crate::ext4::checksum::crc32c;
 use crate::ext4::inode::S_IFREG;
 use crate::ext4::inode_table::read_inode;
-use crate::ext4::map::{MapError, read_map};
+use crate::ext4::map::read_map_alone;
 use crate::ext4::raw::{le32, put32};
 use crate::ext4::superblock::{COMPAT_ORPHAN_FILE, RO_COMPAT_ORPHAN_PRESENT, Super};
-use crate::io::{RangeSet, ReadAt};
-use crate::units::{BlockNr, InodeNr};
+use crate::io::ReadAt;
+use crate::units::InodeNr;
 
 const OB_MAGIC: u32 = 0x0B10_CA04;
 const TAIL: usize = 8;
@@ -45,17 +46,8 @@ pub fn orphan_file(fs: &Super, device: &dyn ReadAt) -> Result<OrphanFile> {
     if inode.format() != S_IFREG || inode.i_links_count() == 0 || !inode.has_block_map(fs) {
         return Err(broken(format!("inode {number} is none")));
     }
-    let mut taken = RangeSet::new();
-    let mut claim = |block: BlockNr, count: u64| {
-        let range = block..block + count;
-        let is_new = !taken.intersects(range.clone());
-        taken.insert(range);
-        is_new
-    };
-    let map = read_map(fs, device, number, &inode, &mut claim).map_err(|error| match error {
-        MapError::Device(error) => error,
-        MapError::Broken(text) => broken(text),
-    })?;
+    let map =
+        read_map_alone(fs, device, number, &inode).map_err(|error| error.of("orphan file"))?;
     let geometry = &fs.geometry;
     let seed = fs.checksums.inode_seed(number, inode.i_generation());
     let entries_end = geometry.block_size as usize - TAIL;
@@ -84,6 +76,10 @@ pub fn orphan_file(fs: &Super, device: &dyn ReadAt) -> Result<OrphanFile> {
                 put32(&mut bytes, entries_end + 4, checksum);
             }
             file.cleared.push((offset, bytes));
+            let held = file.cleared.len() as u64 * geometry.block_size;
+            if held > MAX_BYTES || file.entries.len() > MAX_ORPHANS {
+                return Err(too_many());
+            }
         }
     }
     Ok(file)

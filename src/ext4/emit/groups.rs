@@ -1,0 +1,113 @@
+//! What belongs to the groups: bitmaps, descriptors, superblocks and all copies of them.
+
+use std::sync::Arc;
+
+use super::{Emitter, Form};
+use crate::ext4::bitmap::set_bits;
+use crate::ext4::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
+use crate::ext4::plan::parts;
+use crate::ext4::superblock::{INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, Superblock};
+use crate::units::{BlockNr, GroupNr};
+
+impl Emitter<'_> {
+    /// Writes the bitmaps and sets their checksums in the descriptors.
+    pub(super) fn bitmaps(&mut self) {
+        let geometry = self.plan.geometry.clone();
+        let size = geometry.block_size as usize;
+        let checksums = self.new_fs.checksums;
+        for group in 0..geometry.groups {
+            let blocks = geometry.group_start(group)..geometry.group_end(group);
+            let desc = self.groups[group as usize].clone();
+            let [(block_place, _), (inode_place, _), _] = parts(&desc, geometry.itable_blocks);
+            if desc.has_flag(BLOCK_UNINIT) {
+                self.unstored.push((block_place, 1));
+                self.zero_unless_in_place(block_place);
+            } else {
+                let mut bitmap = vec![0; size];
+                self.plan.used.export(blocks.clone(), &mut bitmap);
+                set_bits(&mut bitmap, blocks.end - blocks.start..8 * size as u64);
+                if checksums.enabled() {
+                    let counted = (geometry.blocks_per_group / geometry.cluster_ratio / 8) as usize;
+                    self.groups[group as usize]
+                        .set_block_bitmap_csum(checksums.bitmap(&bitmap[..counted]));
+                }
+                self.put_block(block_place, bitmap);
+            }
+            if desc.has_flag(INODE_UNINIT) {
+                self.unstored.push((inode_place, 1));
+                self.zero_unless_in_place(inode_place);
+            } else {
+                let per_group = u64::from(geometry.inodes_per_group);
+                let first = u64::from(group) * per_group;
+                let mut bitmap = vec![0; size];
+                self.plan.live.export(first..first + per_group, &mut bitmap);
+                set_bits(&mut bitmap, per_group..8 * size as u64);
+                if checksums.enabled() {
+                    let counted = (per_group / 8) as usize;
+                    self.groups[group as usize]
+                        .set_inode_bitmap_csum(checksums.bitmap(&bitmap[..counted]));
+                }
+                self.put_block(inode_place, bitmap);
+            }
+        }
+    }
+
+    fn zero_unless_in_place(&mut self, block: BlockNr) {
+        if self.form == Form::Image {
+            self.overlay.set_zero(self.plan.geometry.bytes(block, 1));
+        }
+    }
+
+    /// Writes superblock and descriptors, and every copy of them.
+    pub(super) fn superblocks(&mut self) {
+        let geometry = self.plan.geometry.clone();
+        let table = self
+            .metadata
+            .table
+            .with_groups(std::mem::take(&mut self.groups))
+            .encode(&self.new_fs);
+        self.new_fs.superblock.update_checksum();
+        let primary = self.new_fs.superblock.clone();
+        self.overlay
+            .set_bytes(SUPERBLOCK_OFFSET, primary.bytes().to_vec());
+        // Without sparse_super every group has a copy: all of them are one in memory.
+        let table: Arc<[u8]> = table.into();
+        for group in 0..geometry.groups {
+            let start = geometry.super_start(group);
+            let has_backup = geometry.has_backup(group);
+            if has_backup && group > 0 {
+                let mut block = backup_of(&primary, group).bytes().to_vec();
+                block.resize(geometry.block_size as usize, 0);
+                self.put_block(start, block);
+            }
+            let (first, count) = geometry.descriptors_in(group);
+            let descriptors = start + u64::from(has_backup);
+            if count > 0 {
+                let part = geometry.bytes(first, count);
+                let part: Arc<[u8]> = match &table[part.start as usize..part.end as usize] {
+                    all if all.len() == table.len() => table.clone(),
+                    part => part.into(),
+                };
+                self.overlay.set_bytes(geometry.offset(descriptors), part);
+            }
+            let reserved = (descriptors + count, geometry.reserved_in(group));
+            if reserved.1 > 0 && (group > 0 || self.metadata.resize_inode.is_none()) {
+                self.unstored.push(reserved);
+                if self.form == Form::Image {
+                    self.overlay
+                        .set_zero(geometry.bytes(reserved.0, reserved.1));
+                }
+            }
+        }
+    }
+}
+
+/// The copy of a superblock in a backup group.
+fn backup_of(primary: &Superblock, group: GroupNr) -> Superblock {
+    let mut copy = primary.clone();
+    copy.set_s_block_group_nr(group.min(0xFFFF) as u16);
+    copy.set_s_state(copy.s_state() & !STATE_VALID);
+    copy.clear_incompat(INCOMPAT_RECOVER);
+    copy.update_checksum();
+    copy
+}

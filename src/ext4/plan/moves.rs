@@ -1,0 +1,242 @@
+//! What moves: inodes of vanished groups, then data, then the nodes of extent trees.
+
+use std::ops::Range;
+
+use super::planner::Planner;
+use super::relocate::{FreeSpace, Relocation};
+use super::{FilePlan, NoFit};
+use crate::ext4::bitmap::Bitmap;
+use crate::ext4::map::{Extent, MapKind, Node, join_extents, tree_shape};
+use crate::ext4::metadata::{InodeRecord, Metadata};
+use crate::ext4::superblock::{COMPAT_STABLE_INODES, INCOMPAT_MMP};
+use crate::units::{BlockNr, InodeNr};
+
+/// Pieces that move, each of which takes some hundred bytes: with more, a larger size is looked for.
+const MAX_MOVES: usize = 4 << 20;
+
+impl Planner<'_> {
+    /// Gives the inodes of vanished groups the lowest free numbers.
+    pub(super) fn move_inodes(&mut self) -> Result<(), NoFit> {
+        let count = self.new.inodes_count();
+        let first = u64::from(self.metadata.fs.superblock.first_ino()) - 1;
+        let old_live = self.metadata.live_inodes();
+        let mut live = Bitmap::new(u64::from(count));
+        for run in old_live.runs(0..u64::from(count), true) {
+            live.set_range(run);
+        }
+        let first_moved = self
+            .metadata
+            .inodes
+            .partition_point(|inode| inode.number.0 <= count);
+        let moved = &self.metadata.inodes[first_moved..];
+        let needed = moved.len() as u64 + live.count(0..u64::from(count));
+        if needed > u64::from(count) {
+            return Err(NoFit::Inodes {
+                needed,
+                available: u64::from(count),
+            });
+        }
+        let stable = self.metadata.fs.superblock.has_compat(COMPAT_STABLE_INODES);
+        if stable && !moved.is_empty() {
+            return Err(NoFit::StableInodes);
+        }
+        let mut at = first;
+        for inode in moved {
+            at = live.next(at, false);
+            live.set_range(at..at + 1);
+            // OK: `needed` was compared, so a free number is left, and it is below `count`.
+            self.inodes.push((inode.number, InodeNr(at as u32 + 1)));
+        }
+        self.live = live;
+        Ok(())
+    }
+
+    fn must_move(&self, run: Range<BlockNr>) -> bool {
+        run.end > self.new.blocks_count || self.evicted_of(&run).next().is_some()
+    }
+
+    /// Lists the parts of a run that must move.
+    fn lost_parts(&self, run: Range<BlockNr>, lost: &mut Vec<Range<BlockNr>>) {
+        if run.end > self.new.blocks_count {
+            lost.push(run.start.max(self.new.blocks_count)..run.end);
+        }
+        lost.extend(self.evicted_of(&run));
+    }
+
+    /// Moves data, xattr blocks, indirect nodes and single blocks, in the order in which they lie.
+    pub(super) fn move_blocks(&mut self) -> Result<(), NoFit> {
+        let mut lost = Vec::new();
+        for inode in &self.metadata.inodes {
+            for extent in self.metadata.extents(inode) {
+                self.lost_parts(extent.start..extent.end(), &mut lost);
+            }
+            if inode.kind == MapKind::Indirect {
+                for node in self.metadata.nodes(inode) {
+                    self.lost_parts(node.block..node.block + 1, &mut lost);
+                }
+            }
+        }
+        let single = self
+            .metadata
+            .resize_inode
+            .map(|inode| inode.double_indirect);
+        let mmp = self
+            .metadata
+            .fs
+            .superblock
+            .has_incompat(INCOMPAT_MMP)
+            .then(|| self.metadata.fs.superblock.mmp_block());
+        for block in self
+            .metadata
+            .xattr_blocks
+            .keys()
+            .copied()
+            .chain(single)
+            .chain(mmp)
+        {
+            self.lost_parts(block..block + 1, &mut lost);
+        }
+        if lost.len() > MAX_MOVES {
+            return Err(NoFit::Pieces);
+        }
+        lost.sort_unstable_by_key(|run| run.start);
+        let needed: u64 = lost.iter().map(|run| run.end - run.start).sum();
+        let mut room = FreeSpace::new(&self.used, needed);
+        if room.left() < needed {
+            return Err(NoFit::Blocks {
+                needed,
+                available: room.left(),
+            });
+        }
+        for run in lost {
+            let mut at = run.start;
+            while at < run.end {
+                // OK: `needed` blocks were there.
+                let Some(place) = room.take(run.end - at) else {
+                    return Err(NoFit::Blocks {
+                        needed,
+                        available: 0,
+                    });
+                };
+                let len = place.end - place.start;
+                self.blocks.push(at, len, place.start);
+                self.used.set_range(place);
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists the files that change, and places the nodes of their trees.
+    pub(super) fn place_files(&mut self) -> Result<(Vec<FilePlan>, Vec<Node>), NoFit> {
+        let mut files = Vec::new();
+        // Nodes that stay, and how many each file needs besides.
+        let mut kept: Vec<Node> = Vec::new();
+        let mut missing: Vec<u32> = Vec::new();
+        // Old nodes that a file gives up serve the next ones that need more.
+        for (index, inode) in self.metadata.inodes.iter().enumerate() {
+            if !self.changes(inode) {
+                continue;
+            }
+            let old_nodes = self.metadata.nodes(inode);
+            let start = kept.len();
+            let mut needed = 0;
+            match inode.kind {
+                MapKind::Indirect => kept.extend(old_nodes.iter().map(|node| Node {
+                    block: self.blocks.of(node.block),
+                    ..*node
+                })),
+                MapKind::Extents => {
+                    let pieces = relocated(self.metadata, &self.blocks, inode).len();
+                    let count: usize = tree_shape(pieces, self.new.block_size).iter().sum();
+                    let stay = old_nodes
+                        .iter()
+                        .filter(|node| !self.must_move(node.block..node.block + 1));
+                    kept.extend(stay);
+                    let staying = kept.len() - start;
+                    for extra in kept.split_off(start + count.min(staying)) {
+                        self.used.clear_range(extra.block..extra.block + 1);
+                    }
+                    needed = count - count.min(staying);
+                }
+                MapKind::None => {}
+            }
+            // OK: there are fewer inodes and nodes than 2^32.
+            missing.push(needed as u32);
+            files.push(FilePlan {
+                index: index as u32,
+                nodes: (start as u32, kept.len() as u32),
+            });
+        }
+        let needed = missing.iter().map(|&count| u64::from(count)).sum();
+        let mut room = FreeSpace::new(&self.used, needed);
+        if room.left() < needed {
+            return Err(NoFit::Blocks {
+                needed,
+                available: room.left(),
+            });
+        }
+        if needed == 0 {
+            return Ok((files, kept));
+        }
+        let mut nodes = Vec::with_capacity(kept.len() + needed as usize);
+        for (file, count) in files.iter_mut().zip(missing) {
+            let start = nodes.len() as u32;
+            nodes.extend_from_slice(&kept[file.nodes.0 as usize..file.nodes.1 as usize]);
+            for _ in 0..count {
+                let Some(place) = room.take(1) else {
+                    return Err(NoFit::Blocks {
+                        needed,
+                        available: 0,
+                    });
+                };
+                self.used.set_range(place.clone());
+                nodes.push(Node {
+                    block: place.start,
+                    logical: 0,
+                    level: 0,
+                });
+            }
+            file.nodes = (start, nodes.len() as u32);
+        }
+        Ok((files, nodes))
+    }
+
+    /// Must the inode be written anew?
+    fn changes(&self, inode: &InodeRecord) -> bool {
+        inode.number.0 > self.new.inodes_count()
+            || (inode.file_acl != 0 && self.must_move(inode.file_acl..inode.file_acl + 1))
+            || self
+                .metadata
+                .extents(inode)
+                .iter()
+                .any(|e| self.must_move(e.start..e.end()))
+            || self
+                .metadata
+                .nodes(inode)
+                .iter()
+                .any(|n| self.must_move(n.block..n.block + 1))
+    }
+}
+
+/// Returns all of a file's data, where the moves put it.
+pub(super) fn relocated(
+    metadata: &Metadata,
+    blocks: &Relocation,
+    inode: &InodeRecord,
+) -> Vec<Extent> {
+    let old = metadata.extents(inode);
+    let mut extents = Vec::with_capacity(old.len());
+    for extent in old {
+        let mut done = 0;
+        for (start, len) in blocks.pieces(extent.start, u64::from(extent.len())) {
+            // OK: a piece is no longer than its extent, whose length has 32 bits.
+            extents.push(extent.part(done, len as u32, start));
+            done += len as u32;
+        }
+    }
+    match inode.kind {
+        MapKind::Extents => join_extents(&extents),
+        _ => extents,
+    }
+}
