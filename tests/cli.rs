@@ -187,7 +187,7 @@ fn where_the_image_cannot_go_is_found_before_the_source_is_read() {
     let source = disk(&scratch, "source");
     let long = "x".repeat(240);
     for (place, code) in [
-        ("missing/x.img.xz", 2),
+        ("missing/x.img.xz", 1),
         ("missing/", 2),
         (&*format!("{long}.img.xz"), 1),
     ] {
@@ -310,4 +310,24 @@ fn packing_stops_at_once() {
     assert_eq!(output.stderr, b"pishrink: stopped\n");
     assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
     assert_eq!(names(&scratch), ["source"]);
+}
+
+#[test]
+fn a_device_that_stands_for_the_image_is_no_target() {
+    let scratch = Scratch::new("cli-loop");
+    let image = disk(&scratch, "disk.img");
+    let attached = Command::new("losetup")
+        .args(["-f", "--show"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    let device = PathBuf::from(String::from_utf8_lossy(&attached.stdout).trim());
+    let said = pishrink(&words(
+        "flash _ _ --yes --allow-any-device",
+        &[&image, &device],
+    ));
+    let detached = Command::new("losetup").arg("-d").arg(&device).status();
+    assert!(detached.unwrap().success());
+    assert_eq!(said.code, 5, "{}", said.err);
+    assert!(said.err.contains("disk.img"), "{}", said.err);
 }

@@ -32,11 +32,7 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         refuse_resume(paths.as_ref(), codec)?;
     }
     match &paths {
-        Some(paths) if !args.dry_run => {
-            paths.check(args.force || args.resume)?;
-            // A card is not read for minutes to learn that the image cannot be kept.
-            paths.check_writable()?;
-        }
+        Some(paths) if !args.dry_run => paths.check(args.force || args.resume)?,
         Some(_) => {}
         None if !args.dry_run && std::io::stdout().is_terminal() => {
             return Err(Error::usage("an image is nothing for a terminal")
@@ -50,6 +46,10 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     let source = Opened::open(&args.source, &source_options, paths.as_ref(), screen)?;
     if let Some(paths) = &paths {
         refuse_own_output(&source.file, &args.source, paths)?;
+        // A card is not read for minutes to learn that the image cannot be kept.
+        if !args.dry_run {
+            paths.check_writable()?;
+        }
     }
     let options = PlanOptions {
         headroom: args.headroom,
