@@ -51,8 +51,13 @@ impl Error {
         }
     }
 
-    /// An operating-system error, with what was being done and where.
+    /// An operating-system error, with what was being done and where. `Cancelled` that came through
+    /// `std::io` traits stays so.
     pub fn io(context: impl Into<String>, source: io::Error) -> Self {
+        let ours = source.get_ref().and_then(|error| error.downcast_ref());
+        if ours.is_some_and(|error: &Self| error.kind == ErrorKind::Cancelled) {
+            return Self::cancelled();
+        }
         let kind = match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
             _ => ErrorKind::Io,
@@ -103,10 +108,13 @@ impl Error {
         self
     }
 
-    /// Puts `context` in front: the larger thing that was being done.
+    /// Puts `context` in front: the larger thing that was being done. Where it was stopped is of no
+    /// interest to who stopped it.
     #[must_use]
     pub fn within(mut self, context: impl fmt::Display) -> Self {
-        self.context = format!("{context}: {}", self.context);
+        if self.kind != ErrorKind::Cancelled {
+            self.context = format!("{context}: {}", self.context);
+        }
         self
     }
 
@@ -180,5 +188,15 @@ mod tests {
         assert_eq!(error.one_line(), "the map: not \"a\u{fffd}b\u{fffd}[2J\"");
         let twice = Error::unsound("no map: too long").with_source(Error::unsound("too long"));
         assert_eq!(twice.one_line(), "no map: too long");
+    }
+
+    #[test]
+    fn cancelled_is_no_failure_of_the_system() {
+        let through = io::Error::from(Error::cancelled());
+        let error = Error::io("writing", through);
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
+        assert_eq!(error.within("partition 2").one_line(), "stopped");
+        let other = io::Error::from(Error::unsound("no map"));
+        assert_eq!(Error::io("writing", other).kind(), ErrorKind::Io);
     }
 }

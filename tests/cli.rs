@@ -1,7 +1,7 @@
 //! What the command line says and leaves behind when it is used in odd ways.
 
-#[allow(dead_code)]
-mod common;
+#[path = "../src/scratch.rs"]
+mod scratch;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -9,45 +9,29 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use scratch::Scratch;
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        Self(common::folder(name))
-    }
-
-    fn path(&self, name: impl AsRef<OsStr>) -> PathBuf {
-        self.0.join(name.as_ref())
-    }
-
-    /// A small ext4 filesystem without a table.
-    fn disk(&self, name: impl AsRef<OsStr>) -> PathBuf {
-        let path = self.path(name);
-        let made = Command::new("mke2fs")
-            .args(["-q", "-F", "-t", "ext4"])
-            .arg(&path)
-            .arg("16M")
-            .status();
-        assert!(made.unwrap().success());
-        path
-    }
-
-    fn names(&self) -> Vec<OsString> {
-        let entries = fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        names
-    }
+/// A small ext4 filesystem without a table.
+fn disk(scratch: &Scratch, name: &str) -> PathBuf {
+    let path = scratch.path(name);
+    let made = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4"])
+        .arg(&path)
+        .arg("16M")
+        .stdout(Stdio::null())
+        .status();
+    assert!(made.unwrap().success());
+    path
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn names(scratch: &Scratch) -> Vec<OsString> {
+    let entries = fs::read_dir(scratch.folder()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
 }
 
 struct Said {
@@ -137,11 +121,11 @@ fn what_is_no_image_of_a_disk_reaches_no_card() {
         assert!(fs::read(&card).unwrap() == before, "{name}");
     }
     // Packed twice.
-    let disk = scratch.disk("disk.img");
+    let image = disk(&scratch, "disk.img");
     let made = Command::new("sh")
         .arg("-c")
         .arg("xz -0 -k disk.img && gzip -1 disk.img.xz && rm disk.img")
-        .current_dir(&scratch.0)
+        .current_dir(scratch.folder())
         .status();
     assert!(made.unwrap().success());
     let said = pishrink(&words(
@@ -150,7 +134,7 @@ fn what_is_no_image_of_a_disk_reaches_no_card() {
     ));
     assert_eq!(said.code, 3);
     assert!(said.err.contains("packed as xz"), "{}", said.err);
-    assert!(!disk.exists() && fs::read(&card).unwrap() == before);
+    assert!(!image.exists() && fs::read(&card).unwrap() == before);
 }
 
 #[test]
@@ -162,8 +146,11 @@ fn names_that_are_no_text_work_throughout() {
         b"esc\x1b[31m",
         b"-dash",
     ] {
-        let source = scratch.disk("source");
-        let with = |end: &[u8]| scratch.path(OsStr::from_bytes(&[name, end].concat()));
+        let source = disk(&scratch, "source");
+        let with = |end: &[u8]| {
+            let name = [name, end].concat();
+            scratch.folder().join(OsStr::from_bytes(&name))
+        };
         let (image, card) = (with(b".img.zst"), with(b".card"));
         for command in [
             "capture -- _ _",
@@ -197,10 +184,10 @@ fn names_that_are_no_text_work_throughout() {
 #[test]
 fn where_the_image_cannot_go_is_found_before_the_source_is_read() {
     let scratch = Scratch::new("cli-places");
-    let source = scratch.disk("source");
+    let source = disk(&scratch, "source");
     let long = "x".repeat(240);
     for (place, code) in [
-        ("missing/x.img.xz", 2),
+        ("missing/x.img.xz", 1),
         ("missing/", 2),
         (&*format!("{long}.img.xz"), 1),
     ] {
@@ -208,13 +195,13 @@ fn where_the_image_cannot_go_is_found_before_the_source_is_read() {
         assert_eq!(said.code, code, "{place}: {}", said.err);
         assert!(!said.err.contains("checking"), "{place}: {}", said.err);
     }
-    assert_eq!(scratch.names(), ["source"]);
+    assert_eq!(names(&scratch), ["source"]);
 }
 
 #[test]
 fn a_card_file_that_was_made_for_a_failed_run_goes_again() {
     let scratch = Scratch::new("cli-created");
-    let image = scratch.disk("disk.img");
+    let image = disk(&scratch, "disk.img");
     let (a, b) = (scratch.path("a"), scratch.path("b"));
     let too_small = pishrink(&words("flash _ _ --card-size 1MiB", &[&image, &a]));
     assert_eq!(too_small.code, 1, "{}", too_small.err);
@@ -226,12 +213,121 @@ fn a_card_file_that_was_made_for_a_failed_run_goes_again() {
     ));
     assert_eq!(wish.code, 1);
     assert!(wish.err.contains("1000000000 bytes"), "{}", wish.err);
-    assert_eq!(scratch.names(), ["disk.img"]);
+    assert_eq!(names(&scratch), ["disk.img"]);
     // One that was there before stays, whatever becomes of it.
     fs::write(&a, vec![0; MIB as usize]).unwrap();
     let said = pishrink(&words("flash _ _ --yes", &[&image, &a]));
     assert_eq!(said.code, 1, "{}", said.err);
     let said = pishrink(&words("flash _ _ --card-size 20MiB", &[&image, &b]));
     assert_eq!(said.code, 0, "{}", said.err);
-    assert_eq!(scratch.names(), ["a", "b", "disk.img"]);
+    assert_eq!(names(&scratch), ["a", "b", "disk.img"]);
+}
+
+#[test]
+fn a_pipe_is_an_image_like_standard_input() {
+    let scratch = Scratch::new("cli-pipe");
+    let image = disk(&scratch, "disk.img");
+    let made = Command::new("bash")
+        .arg("-c")
+        .arg(format!(
+            "xz -0 -k {0} && {1} flash <(xz -dc {0}.xz) {2} --card-size 20MiB --json",
+            image.display(),
+            env!("CARGO_BIN_EXE_pishrink"),
+            scratch.path("card").display()
+        ))
+        .output()
+        .unwrap();
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    let object: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert_eq!(object["cards"][0]["verified"], true);
+}
+
+#[test]
+fn a_dumb_terminal_gets_lines_and_no_image() {
+    let scratch = Scratch::new("cli-terminal");
+    let image = disk(&scratch, "disk.img");
+    let on_terminal = |term: &str, words: &str| {
+        let output = Command::new("script")
+            .args([
+                "-qec",
+                &format!("stty cols 20; {} {words}", env!("CARGO_BIN_EXE_pishrink")),
+            ])
+            .arg("/dev/null")
+            .env("TERM", term)
+            .stdin(Stdio::null())
+            .output()
+            .expect("util-linux's script is there");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), said)
+    };
+    let capture = format!("capture {} {}.out.img", image.display(), image.display());
+    let (code, said) = on_terminal("dumb", &capture);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("\ncapturing ") && !said.contains('\x1b'),
+        "{said}"
+    );
+    let (code, said) = on_terminal("xterm", &format!("{capture} --force"));
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains('\x1b'), "{said}");
+    let (code, said) = on_terminal("xterm", &format!("capture {} -", image.display()));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("terminal"), "{said}");
+}
+
+/// A block of xz takes a minute on a slow machine; nobody waits for it who pressed Ctrl-C.
+#[test]
+fn packing_stops_at_once() {
+    let scratch = Scratch::new("cli-stop");
+    let source = disk(&scratch, "source");
+    // Long enough for some blocks, and slow to pack.
+    let text: Vec<u8> = (0u32..)
+        .flat_map(|number| format!("{:x} ", number.wrapping_mul(2_654_435_761) >> 7).into_bytes())
+        .take(150 * MIB as usize)
+        .collect();
+    fs::write(&source, text).unwrap();
+    let image = scratch.path("x.img.xz");
+    let child = Command::new(env!("CARGO_BIN_EXE_pishrink"))
+        .args(words(
+            "capture _ _ --level 9 --threads 1 --quiet",
+            &[&source, &image],
+        ))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let begun = std::time::Instant::now();
+    let killed = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(output.stderr, b"pishrink: stopped\n");
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    assert_eq!(names(&scratch), ["source"]);
+}
+
+#[test]
+fn a_device_that_stands_for_the_image_is_no_target() {
+    let scratch = Scratch::new("cli-loop");
+    let image = disk(&scratch, "disk.img");
+    let attached = Command::new("losetup")
+        .args(["-f", "--show"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    let device = PathBuf::from(String::from_utf8_lossy(&attached.stdout).trim());
+    let said = pishrink(&words(
+        "flash _ _ --yes --allow-any-device",
+        &[&image, &device],
+    ));
+    let detached = Command::new("losetup").arg("-d").arg(&device).status();
+    assert!(detached.unwrap().success());
+    assert_eq!(said.code, 5, "{}", said.err);
+    assert!(said.err.contains("disk.img"), "{}", said.err);
 }

@@ -73,16 +73,9 @@ impl ImagePaths {
     /// Checks that the image's files can be created, by creating one.
     ///
     /// # Errors
-    /// `Usage` if there is no such folder, `Io` with what stands in the way.
+    /// `Usage` for the name of a folder, `Io` with what stands in the way.
     pub fn check_writable(&self) -> Result<()> {
         let place = self.image.display();
-        let folder = self.folder();
-        if !folder.is_dir() {
-            let folder = folder.display();
-            return Err(Error::usage(format!(
-                "there is no folder {folder} for {place}"
-            )));
-        }
         if self
             .image
             .as_os_str()
@@ -97,7 +90,14 @@ impl ImagePaths {
         match created {
             Ok(_) => remove(&path),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(Error::io(format!("cannot write {place}"), error)),
+            Err(error) => {
+                let missing = error.kind() == io::ErrorKind::NotFound;
+                let error = Error::io(format!("cannot write {place}"), error);
+                Err(match missing {
+                    true => error.with_hint("create its folder first"),
+                    false => error,
+                })
+            }
         }
     }
 

@@ -246,7 +246,12 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
     let mut overlay = Overlay::new(len);
     let mut mapped = RangeSet::new();
     place(&mut overlay, &mut mapped, &mut content, range, new_range);
-    let note = "there is no partition table: one filesystem takes up all of it";
+    let note = match &part.volume {
+        Volume::Opaque(_) if part.volume.name() == "unknown" => {
+            "there is no partition table, and no filesystem that is known: all of it is copied"
+        }
+        _ => "there is no partition table: one filesystem takes up all of it",
+    };
     let summary = without_table(source, summarise(part, content, new_range), note.into());
     Ok(finish(overlay, mapped, summary))
 }

@@ -89,7 +89,7 @@ pub(super) fn run_keeping(
     let mut bmap = options
         .with_bmap
         .then(|| BmapBuilder::new(len, &plan.mapped));
-    let mut writer = Writer::new(sink, options, len)?;
+    let mut writer = Writer::new(sink, options, len, progress)?;
     let rescue = Rescue::new(source, Phase::Capture, progress);
     let mut filler = Filler::new(&plan.overlay, rescue, writer.can_return());
     let mut deferred = RangeSet::new();
@@ -225,11 +225,16 @@ fn return_to(
 
 enum Writer<'a> {
     Sparse(&'a mut File, u64),
-    Packed(Box<Encoder<Counting<BufWriter<&'a mut (dyn Write + Send)>>>>),
+    Packed(Box<Encoder<Counting<'a, BufWriter<&'a mut (dyn Write + Send)>>>>),
 }
 
 impl<'a> Writer<'a> {
-    fn new(sink: &'a mut Sink, options: &RunOptions, len: u64) -> Result<Self> {
+    fn new(
+        sink: &'a mut Sink,
+        options: &RunOptions,
+        len: u64,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
         let out: &mut (dyn Write + Send) = match (sink, options.codec) {
             (Sink::File(file), Codec::Raw) => return Ok(Self::Sparse(file, len)),
             (Sink::File(file), _) => file,
@@ -239,6 +244,7 @@ impl<'a> Writer<'a> {
             inner: BufWriter::with_capacity(1 << 20, out),
             hash: Sha256::new(),
             count: 0,
+            progress,
         };
         let (codec, level) = (options.codec, options.level);
         Encoder::with_len(codec, level, options.threads, Some(len), out)
@@ -331,14 +337,15 @@ fn without_holes(offset: u64, bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     parts
 }
 
-/// Hashes and counts what passes.
-struct Counting<W> {
+/// Hashes and counts what passes; stops it when the user does not want it any more.
+struct Counting<'a, W> {
     inner: W,
     hash: Sha256,
     count: u64,
+    progress: &'a dyn Progress,
 }
 
-impl<W: Write> Write for Counting<W> {
+impl<W: Write> Write for Counting<'_, W> {
     fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
         let written = self.inner.write(buf)?;
         self.hash.update(&buf[..written]);
@@ -347,6 +354,7 @@ impl<W: Write> Write for Counting<W> {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
+        self.progress.advanced(Phase::Capture, 0)?;
         self.inner.flush()
     }
 }

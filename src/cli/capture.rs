@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::args::Capture;
+use super::download::is_url;
 use super::exit::Exit;
 use super::render::{Screen, clean, human_seconds};
 use crate::capture::{
@@ -31,11 +32,7 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         refuse_resume(paths.as_ref(), codec)?;
     }
     match &paths {
-        Some(paths) if !args.dry_run => {
-            paths.check(args.force || args.resume)?;
-            // A card is not read for minutes to learn that the image cannot be kept.
-            paths.check_writable()?;
-        }
+        Some(paths) if !args.dry_run => paths.check(args.force || args.resume)?,
         Some(_) => {}
         None if !args.dry_run && std::io::stdout().is_terminal() => {
             return Err(Error::usage("an image is nothing for a terminal")
@@ -49,6 +46,10 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     let source = Opened::open(&args.source, &source_options, paths.as_ref(), screen)?;
     if let Some(paths) = &paths {
         refuse_own_output(&source.file, &args.source, paths)?;
+        // A card is not read for minutes to learn that the image cannot be kept.
+        if !args.dry_run {
+            paths.check_writable()?;
+        }
     }
     let options = PlanOptions {
         headroom: args.headroom,
@@ -115,6 +116,10 @@ impl Opened {
         output: Option<&ImagePaths>,
         screen: &Screen,
     ) -> Result<Self> {
+        if path.to_str().is_some_and(is_url) {
+            return Err(Error::usage(format!("{} is on the web", text_of(path)))
+                .with_hint("fetch it first; flash and verify do that themselves"));
+        }
         let file = Arc::new(device::open_source(path, options)?);
         if file.info().is_some() || capture::packed_as(path)? == Codec::Raw {
             return Ok(Self {

@@ -1,6 +1,8 @@
 //! The image that a command names, with what lies beside it: its block map and its checksum.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Seek;
 use std::path::{Path, PathBuf};
 
 use super::args;
@@ -23,6 +25,8 @@ pub struct Image {
     pub name: String,
     pub source: Box<dyn ImageSource>,
     pub map: Option<Bmap>,
+    /// Is its sha256 known?
+    pub checked: bool,
     /// The file it is in.
     pub path: Option<PathBuf>,
 }
@@ -47,6 +51,7 @@ impl Image {
                 name: "standard input".into(),
                 source: Box::new(StreamSource::new(stream, false, wishes.sha256)),
                 map,
+                checked: wishes.sha256.is_some(),
                 path: None,
             });
         }
@@ -54,6 +59,19 @@ impl Image {
             return Self::remote(url, wishes, screen);
         }
         let path = PathBuf::from(name);
+        if let Some(pipe) = opened_pipe(&path) {
+            let again = move || {
+                let same = pipe.try_clone();
+                same.map_err(|error| Error::io("cannot read the pipe", error))
+            };
+            return Ok(Self {
+                name: path.display().to_string(),
+                source: Box::new(StreamSource::new(again, false, wishes.sha256)),
+                map: wishes.bmap.map(read_map).transpose()?,
+                checked: wishes.sha256.is_some(),
+                path: None,
+            });
+        }
         let map = match wishes.bmap {
             Some(map) => Some(map.to_owned()),
             None if wishes.no_bmap => None,
@@ -71,6 +89,7 @@ impl Image {
             name: path.display().to_string(),
             source: Box::new(FileSource::new(&path, sha256)),
             map,
+            checked: sha256.is_some(),
             path: Some(path),
         })
     }
@@ -90,6 +109,7 @@ impl Image {
             name: url.to_owned(),
             source: Box::new(StreamSource::new(move || remote.open(), true, sha256)),
             map,
+            checked: sha256.is_some(),
             path: None,
         })
     }
@@ -122,6 +142,12 @@ fn remote_sha256(remote: &Remote, screen: &Screen) -> Result<Option<[u8; 32]>> {
     };
     screen.say(&format!("using the checksum {url}"));
     parse_sha256(&text, name, &url).map(Some)
+}
+
+/// Opens what a shell writes as `<(command)`, or another pipe: it can be read once, from its start.
+fn opened_pipe(path: &Path) -> Option<File> {
+    let mut file = File::open(path).ok()?;
+    file.stream_position().is_err().then_some(file)
 }
 
 fn read_map(path: &Path) -> Result<Bmap> {

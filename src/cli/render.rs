@@ -26,6 +26,8 @@ const LINE_EVERY: Duration = Duration::from_secs(3);
 pub struct Screen {
     global: Global,
     terminal: bool,
+    /// The terminal can have lines drawn over.
+    draws: bool,
     bars: MultiProgress,
     interrupt: Interrupt,
     /// Standard output carries the image, so results go to standard error.
@@ -35,9 +37,13 @@ pub struct Screen {
 
 impl Screen {
     pub fn new(global: &Global, interrupt: Interrupt) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        // Emacs's shell and some build servers' consoles.
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self {
             global: *global,
-            terminal: std::io::stderr().is_terminal(),
+            terminal,
+            draws: terminal && !dumb,
             bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)),
             interrupt,
             stdout_taken: AtomicBool::new(false),
@@ -112,7 +118,7 @@ impl Screen {
             return;
         }
         let line = clean(line);
-        if self.terminal {
+        if self.draws {
             self.bars.suspend(|| {
                 let _ = writeln!(std::io::stderr(), "{line}");
             });
@@ -179,12 +185,12 @@ impl Screen {
 
     fn start(&self, name: &str, phase: Phase, total: Option<u64>) -> Stretch {
         let now = Instant::now();
-        let bar = self.terminal.then(|| {
+        let bar = self.draws.then(|| {
             let bar = self.bars.add(match total {
                 Some(total) => ProgressBar::new(total),
                 None => ProgressBar::new_spinner(),
             });
-            let known = "{prefix} {bar:30} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  \
+            let known = "{prefix} {wide_bar} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  \
                          {decimal_bytes_per_sec}  {eta} left";
             let unknown = "{prefix} {spinner} {decimal_bytes}  {decimal_bytes_per_sec}";
             let template = if total.is_some() { known } else { unknown };
@@ -201,7 +207,7 @@ impl Screen {
             last_line: now,
             bar,
         };
-        if !self.terminal {
+        if !self.draws {
             let size = total.map(|total| format!(" {}", human_bytes(total)));
             self.say(&format!(
                 "{name}{}{}",

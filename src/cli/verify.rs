@@ -9,6 +9,7 @@ use super::capture::about;
 use super::exit::Exit;
 use super::image::{Image, Wishes};
 use super::render::{Screen, clean};
+use crate::bmap::Bmap;
 use crate::device::{self, SourceOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flash::{self, Checked};
@@ -42,6 +43,7 @@ pub fn run(args: &Verify, screen: &Screen) -> Result<Exit> {
             "image_bytes": checked.image_len,
             "checked_bytes": checked.bytes,
             "with_block_map": image.map.is_some(),
+            "with_sha256": image.checked,
             "expanded": checked.expanded,
             "differences": checked.differences,
         }),
@@ -61,11 +63,12 @@ fn describe(checked: &Checked, image: &Image, with_card: bool) -> String {
     let mut lines = Vec::new();
     let bytes = human_bytes(checked.bytes);
     if !with_card {
-        let by = match &image.map {
-            Some(map) if map.ranges.iter().all(|range| range.sha256.is_some()) => {
-                "as its block map says"
-            }
-            _ => "readable to its end",
+        let full = |map: &Bmap| map.ranges.iter().all(|range| range.sha256.is_some());
+        let by = match (image.map.as_ref().is_some_and(full), image.checked) {
+            (true, true) => "as its block map and its sha256 say",
+            (true, false) => "as its block map says",
+            (false, true) => "as its sha256 says",
+            (false, false) => "readable to its end; there is no block map or sha256 to check it by",
         };
         lines.push(format!("{}: {bytes} {by}", clean(&image.name)));
     } else if checked.differences.is_empty() {

@@ -33,6 +33,10 @@ const CARD_BLOCK: u64 = 64 << 20;
 /// A match of so many bytes is good enough to stop the search.
 const CARD_NICE: u32 = 24;
 
+/// Milliseconds after which the sink is asked whether to go on: a block takes a minute on a slow
+/// machine, and longer.
+const ASK_EVERY: u32 = 200;
+
 const HEADER: u64 = 12;
 const FOOTER_MAGIC: &[u8] = b"YZ";
 /// No image needs an index as long as this (a record of 8 bytes stands for 24 MiB or so).
@@ -48,7 +52,10 @@ pub(super) struct Writer<W> {
 impl<W: Write> Writer<W> {
     pub(super) fn new(level: u32, threads: usize, sink: W) -> io::Result<Self> {
         let mut builder = MtStreamBuilder::new();
-        builder.check(Check::Crc64).threads(threads as u32);
+        builder
+            .check(Check::Crc64)
+            .threads(threads as u32)
+            .timeout_ms(ASK_EVERY);
         if CARD_LEVELS.contains(&level) {
             let mut options = LzmaOptions::new_preset(level)?;
             options
@@ -80,12 +87,16 @@ impl<W: Write> Writer<W> {
         Ok(self.sink)
     }
 
-    /// Returns the number of bytes taken, and how it went.
+    /// Returns the number of bytes taken, and how it went. The sink gets what there is, and is
+    /// flushed if that is nothing: it may have a reason to stop.
     fn step(&mut self, input: &[u8], action: Action) -> io::Result<(usize, Status)> {
         let before = self.lzma.total_in();
         self.out.clear();
         let status = self.lzma.process_vec(input, &mut self.out, action)?;
-        self.sink.write_all(&self.out)?;
+        match self.out.is_empty() {
+            true => self.sink.flush()?,
+            false => self.sink.write_all(&self.out)?,
+        }
         Ok(((self.lzma.total_in() - before) as usize, status))
     }
 }

@@ -207,7 +207,15 @@ pub fn is_same_file(a: &Path, b: &Path) -> Result<bool> {
 pub fn target_holds(target: &Target, image: &Path) -> Result<bool> {
     match target {
         Target::File(path) => is_same_file(path, image),
-        Target::Device(info) => Ok(is_same_file(&info.path, image)? || os::holds(info, image)?),
+        Target::Device(info) => {
+            let behind = info.backing_file.as_deref().into_iter();
+            for path in behind.chain([&*info.path]) {
+                if is_same_file(path, image)? {
+                    return Ok(true);
+                }
+            }
+            os::holds(info, image)
+        }
     }
 }
 
