@@ -1,5 +1,7 @@
 //! What belongs to the groups: bitmaps, descriptors, superblocks and all copies of them.
 
+use std::sync::Arc;
+
 use super::{Emitter, Form};
 use crate::ext4::bitmap::set_bits;
 use crate::ext4::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
@@ -59,11 +61,13 @@ impl Emitter<'_> {
     /// Writes superblock and descriptors, and every copy of them.
     pub(super) fn superblocks(&mut self) {
         let geometry = self.plan.geometry.clone();
-        let table = self
+        // Of a large filesystem a table is megabytes, and there are dozens of copies.
+        let table: Arc<[u8]> = self
             .metadata
             .table
             .with_groups(std::mem::take(&mut self.groups))
-            .encode(&self.new_fs);
+            .encode(&self.new_fs)
+            .into();
         self.new_fs.superblock.update_checksum();
         let primary = self.new_fs.superblock.clone();
         self.overlay
@@ -80,8 +84,10 @@ impl Emitter<'_> {
             let descriptors = start + u64::from(has_backup);
             if count > 0 {
                 let part = geometry.bytes(first, count);
-                let part = table[part.start as usize..part.end as usize].to_vec();
-                self.overlay.set_bytes(geometry.offset(descriptors), part);
+                // OK: the table is in memory.
+                let part = part.start as usize..part.end as usize;
+                self.overlay
+                    .set_shared(geometry.offset(descriptors), &table, part);
             }
             let reserved = (descriptors + count, geometry.reserved_in(group));
             if reserved.1 > 0 && (group > 0 || self.metadata.resize_inode.is_none()) {
