@@ -1,7 +1,11 @@
 //! All metadata of a filesystem in one compact value: who owns which block.
 //!
-//! Inodes in use are the truth; bitmaps and counts are only compared with them. Memory: about 80
-//! bytes for each inode in use, 16 for each extent, a bit for each block.
+//! Inodes in use are the truth; bitmaps and counts are only compared with them. Memory: 64 bytes
+//! for each inode in use, 16 for each extent, a bit for each block and each inode slot.
+//!
+//! Decisions: the slots themselves are not kept, as they would take 256 bytes each. The check reads
+//! them again: it judges an inode by what others say (sharers of attributes, parents of inline
+//! directories), so not before all are known.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
