@@ -76,7 +76,7 @@ pub fn inspect(
                 ..*options
             };
             match crate::capture::plan(&**source, &whole, progress) {
-                Ok(plan) => (plan, Some(error.one_line())),
+                Ok(plan) => (plan, Some(with_hint(&error))),
                 Err(_) => return Err(error),
             }
         }
@@ -89,6 +89,13 @@ pub fn inspect(
         picture: picture(&plan, cells),
         plan: plan.summary,
     })
+}
+
+fn with_hint(error: &Error) -> String {
+    match error.hint() {
+        Some(hint) => format!("{}; {hint}", error.one_line()),
+        None => error.one_line(),
+    }
 }
 
 fn find_system(source: &Arc<dyn ReadAt>, summary: &Summary) -> Option<System> {

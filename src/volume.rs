@@ -73,6 +73,9 @@ pub struct Facts {
     /// Metadata that cannot be read, because of which the size is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<String>,
+    /// Of metadata that the image has as it is, and that changes whenever something is written.
+    #[serde(skip)]
+    pub digest: Option<[u8; 32]>,
     #[serde(flatten)]
     pub ext: Option<ExtFacts>,
     /// A line each: what was put right, what could not be done and why.
@@ -227,6 +230,7 @@ impl Volume {
                     used: usage.allocated.total(),
                     total,
                     clean: usage.clean,
+                    digest: Some(usage.digest),
                     notes: usage.warnings,
                     ..Facts::default()
                 };

@@ -5,6 +5,11 @@ mod cards;
 #[cfg(target_os = "linux")]
 #[path = "capture/failing.rs"]
 mod failing;
+#[cfg(target_os = "linux")]
+#[path = "capture/resume.rs"]
+mod resume;
+#[path = "common/scratch.rs"]
+mod scratch;
 
 use std::fs;
 use std::path::Path;

@@ -34,7 +34,7 @@ fn a_card_file_is_created_sparse_and_never_over_another() {
     fs::write(&path, "mine").unwrap();
     assert_eq!(
         create_card_file(&path, 512).unwrap_err().kind(),
-        ErrorKind::Io
+        ErrorKind::Refused
     );
     assert_eq!(fs::read(&path).unwrap(), b"mine");
 }

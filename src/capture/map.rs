@@ -124,8 +124,9 @@ pub fn read_ranges(overlay: &Overlay, len: u64) -> RangeSet {
         .collect()
 }
 
-/// Returns what tells a plan from every other one: where each byte of the image comes from, and
-/// those that the plan itself holds, rewritten from the source's metadata. In hexadecimal.
+/// Returns what tells a plan from every other one: where each byte of the image comes from, those
+/// that the plan itself holds, rewritten from the source's metadata, and digests of metadata that
+/// stays as it is. In hexadecimal.
 pub fn digest(plan: &CapturePlan) -> String {
     let mut hash = blake3::Hasher::new();
     hash.update(&plan.summary.source_bytes.to_le_bytes());
@@ -151,6 +152,11 @@ pub fn digest(plan: &CapturePlan) -> String {
                 &mut hash
             }
         };
+    }
+    for part in &plan.summary.partitions {
+        if let Some(digest) = &part.facts.digest {
+            hash.update(digest);
+        }
     }
     hash.finalize().to_hex().to_string()
 }

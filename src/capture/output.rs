@@ -70,6 +70,37 @@ impl ImagePaths {
         Ok(())
     }
 
+    /// Checks that the image's files can be created, by creating one.
+    ///
+    /// # Errors
+    /// `Usage` if there is no such folder, `Io` with what stands in the way.
+    pub fn check_writable(&self) -> Result<()> {
+        let place = self.image.display();
+        let folder = self.folder();
+        if !folder.is_dir() {
+            let folder = folder.display();
+            return Err(Error::usage(format!(
+                "there is no folder {folder} for {place}"
+            )));
+        }
+        if self
+            .image
+            .as_os_str()
+            .to_string_lossy()
+            .ends_with(std::path::is_separator)
+        {
+            return Err(Error::usage(format!("{place} is no name of a file")));
+        }
+        // The longest of the names, and never that of a file with anything in it.
+        let path = with_suffix(&self.partial_map(), ".try");
+        let created = OpenOptions::new().write(true).create_new(true).open(&path);
+        match created {
+            Ok(_) => remove(&path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(Error::io(format!("cannot write {place}"), error)),
+        }
+    }
+
     /// Returns the name of the image while it is written.
     pub fn partial(&self) -> PathBuf {
         with_suffix(&self.image, PARTIAL)

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use super::rescue::{Forgiving, Rescue};
+use crate::codec::foreign;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::Target;
 use crate::io::{Overlay, RangeSet, ReadAt, Window, check_range};
@@ -118,6 +119,9 @@ pub fn plan(
     let source = &Watched::new(source, progress);
     if source.is_empty() {
         return Err(Error::unsound("the source is empty"));
+    }
+    if options.shrink || !options.force_raw {
+        foreign::refuse_disk(source)?;
     }
     progress.started(Phase::Check, None)?;
     let planned = match PartitionTable::read(source) {

@@ -48,8 +48,10 @@ pub fn capture_resuming(
         None => Partial::create(&paths.image)?,
         Some(_) => Partial::adopt(&paths.image)?,
     };
-    image.keep();
     let goes_on = there.is_some();
+    if goes_on {
+        image.keep();
+    }
     let keeper = Keeper::new(
         plan,
         &paths.partial_map(),
@@ -63,7 +65,9 @@ pub fn capture_resuming(
         let outcome = run_again(plan, source, &mut file, options, work, progress);
         (outcome, file)
     } else {
+        // Without its map nobody can go on with it.
         keeper.save()?;
+        image.keep();
         let mut sink = Sink::File(file);
         let outcome = run_keeping(plan, source, &mut sink, options, Some(&keeper), progress);
         let Sink::File(file) = sink else {
@@ -71,17 +75,19 @@ pub fn capture_resuming(
         };
         (outcome, file)
     };
-    match outcome {
-        Ok(captured) => {
-            publish(paths, image, file, &captured, progress)?;
-            Ok(captured)
+    let outcome = outcome.and_then(|captured| {
+        publish(paths, image, file, &captured, progress)?;
+        Ok(captured)
+    });
+    outcome.map_err(|error| {
+        if !paths.partial().exists() {
+            // It has its name already, and lacks only what lies beside it.
+            return error;
         }
-        Err(error) => {
-            // The first error is the one to tell; the map of some seconds ago is there as well.
-            let _ = keeper.save();
-            Err(error.with_hint("what was read is kept: the same command goes on from there"))
-        }
-    }
+        // The first error is the one to tell; the map of some seconds ago is there as well.
+        let _ = keeper.save();
+        error.with_hint("what was read is kept: the same command goes on from there")
+    })
 }
 
 /// Looks for what an earlier run left, and makes a finished image the unfinished one again.

@@ -1,5 +1,6 @@
 //! What can be written on the command line. Parsing looks at nothing but the words.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -8,6 +9,9 @@ use super::size;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 input not sound or not supported, \
 4 verification failed, 5 refused for safety, 6 done with losses, 130 interrupted.";
+
+const NOTHING_TAKEN_OUT: &str = "The image holds everything that is on the card, host name, \
+passwords and keys too: think before you share it.";
 
 /// Captures SD cards into small sound images, and flashes them back with every block verified.
 #[derive(Parser, Clone, Debug)]
@@ -42,7 +46,7 @@ pub enum Command {
 
 /// Read a card or a raw image, write a small image that boots and expands
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = format!("{NOTHING_TAKEN_OUT}\n\n{EXIT_CODES}"))]
 pub struct Capture {
     /// A block device or an image of a card (.xz, .gz and .zst are unpacked first); only read
     pub source: PathBuf,
@@ -101,7 +105,7 @@ pub struct Inspect {
 #[command(after_help = EXIT_CODES)]
 pub struct Flash {
     /// The image: raw, .xz, .gz, .zst, .bz2 or .zip; a URL; - for standard input
-    pub image: String,
+    pub image: OsString,
     /// The cards: block devices, or files that stand for cards
     #[arg(required = true, value_name = "TARGET")]
     pub targets: Vec<PathBuf>,
@@ -191,9 +195,12 @@ pub enum Expansion {
 }
 
 fn parse_expansion(text: &str) -> Result<Expansion, String> {
-    match text {
+    match text.trim().to_ascii_lowercase().as_str() {
         "none" => Ok(Expansion::None),
         "max" => Ok(Expansion::Max),
+        word if word.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+            Err("write max, none, or a size as 8GB".into())
+        }
         size => size::parse(size).map(Expansion::Size),
     }
 }

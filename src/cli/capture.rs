@@ -1,6 +1,7 @@
 //! `pishrink capture`: a card or raw image in, a small image out.
 
 use std::fmt::Write;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,8 +31,16 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         refuse_resume(paths.as_ref(), codec)?;
     }
     match &paths {
-        Some(paths) if !args.dry_run => paths.check(args.force || args.resume)?,
+        Some(paths) if !args.dry_run => {
+            paths.check(args.force || args.resume)?;
+            // A card is not read for minutes to learn that the image cannot be kept.
+            paths.check_writable()?;
+        }
         Some(_) => {}
+        None if !args.dry_run && std::io::stdout().is_terminal() => {
+            return Err(Error::usage("an image is nothing for a terminal")
+                .with_hint("send it on with > or |, or name a file"));
+        }
         None => screen.take_stdout(),
     }
     let source_options = SourceOptions {

@@ -19,10 +19,7 @@ pub fn run(args: &Devices, screen: &Screen) -> Result<Exit> {
     if !args.all {
         devices.retain(|(hidden, _)| hidden.is_none());
     }
-    let mut text = String::new();
-    for (hidden, info) in &devices {
-        describe(&mut text, info, hidden.as_deref());
-    }
+    let mut text = listed(&devices);
     if devices.is_empty() {
         text = match args.all {
             true => "no disks found".to_owned(),
@@ -35,6 +32,14 @@ pub fn run(args: &Devices, screen: &Screen) -> Result<Exit> {
         .collect();
     screen.result(&text, &json!({ "devices": objects }));
     Ok(Exit::Done)
+}
+
+fn listed(devices: &[(Option<String>, DeviceInfo)]) -> String {
+    let mut text = String::new();
+    for (hidden, info) in devices {
+        describe(&mut text, info, hidden.as_deref());
+    }
+    text
 }
 
 /// Adds the lines about one disk; names and labels are the device's own words.
@@ -84,5 +89,33 @@ pub(super) fn describe(text: &mut String, info: &DeviceInfo, hidden: Option<&str
                 false => format!("  mounted on {}", places.join(", ")),
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::diskutil::tests::laptop;
+
+    /// Complaint 4 of tests/complaints: no macOS (PS#27 #79 #107 #164 #278 #305 #310 #318 #326;
+    /// intel/bmap-tools#4): cards are listed from what diskutil says, and the Mac's own disk is
+    /// none.
+    #[test]
+    fn a_mac_lists_its_cards() {
+        let devices: Vec<_> = laptop()
+            .into_iter()
+            .map(|info| (safety::hidden_reason(&info), info))
+            .collect();
+        let text = listed(&devices);
+        for block in [
+            "/dev/disk4  31.9 GB  USB  STORAGE DEVICE\n\
+             \x20   /dev/disk4s1  537 MB  bootfs  mounted on /Volumes/bootfs\n",
+            "/dev/disk5  63.9 GB  SD/MMC  Built In SDXC Reader  write-protected\n",
+            "/dev/disk0  500 GB  NVMe  APPLE SSD AP0512Z\n\
+             \x20   not shown without --all: carries the running system (/)\n",
+        ] {
+            assert!(text.contains(block), "{text}");
+        }
+        assert_eq!(text.matches("not shown").count(), 1, "{text}");
     }
 }

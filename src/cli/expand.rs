@@ -5,10 +5,12 @@ use std::fmt::Write;
 use serde_json::json;
 
 use super::args::{self, Expand};
+use super::capture::about;
 use super::card::{self, Permissions};
 use super::exit::Exit;
 use super::flash::grown;
 use super::render::Screen;
+use crate::codec::foreign;
 use crate::device::{self, SourceOptions};
 use crate::error::{Error, Result};
 use crate::flash::{ExpandPlan, ExpandTo, Expansion};
@@ -24,6 +26,7 @@ pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
     };
     if args.dry_run {
         let source = device::open_source(&args.target, &SourceOptions::default())?;
+        foreign::refuse_disk(&source).map_err(|error| about(&args.target, error))?;
         let plan = ExpandPlan::new(&source, to)?;
         screen.result(
             &describe(plan.summary()),
@@ -44,7 +47,10 @@ pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
     let what = "Its last partition will grow in place.";
     card::confirm(&devices, what, &permissions, screen)?;
     let card = card::open(&targets[0], screen)?;
-    let expanded = ExpandPlan::new(&card, to).and_then(|plan| match plan.is_nothing() {
+    let expanded = foreign::refuse_disk(&card)
+        .map_err(|error| about(&args.target, error))
+        .and_then(|()| ExpandPlan::new(&card, to));
+    let expanded = expanded.and_then(|plan| match plan.is_nothing() {
         true => Ok(plan.summary().clone()),
         false => plan.run(&card, screen),
     });

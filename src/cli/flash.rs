@@ -35,9 +35,11 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
         std::fs::File::open(path)
             .map_err(|error| Error::io(format!("cannot open {}", path.display()), error))?;
     }
+    let mut created = Created(Vec::new());
     if let Some(size) = args.card_size {
         for target in &args.targets {
             device::create_card_file(target, size / 512 * 512)?;
+            created.0.push(target);
         }
     }
     let targets = card::judge(&args.targets, &permissions)?;
@@ -55,6 +57,12 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
         card::release(card, screen);
     }
     let reports = reports.map_err(|error| about(Path::new(&image.name), error))?;
+    let complete = |path: &Path| {
+        let found = args.targets.iter().position(|target| target == path);
+        found.is_some_and(|index| reports[index].published)
+    };
+    created.0.retain(|path| !complete(path));
+    drop(created);
     let seconds = begun.elapsed().as_secs_f64();
     let text = table(&targets, &reports, seconds);
     screen.result(&text, &object(&image, &targets, &reports, seconds));
@@ -67,6 +75,19 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
         }
     }
     Ok(exit)
+}
+
+/// Files that stand for cards, and were created here; when dropped, they go again: half a card is
+/// of no use to anybody.
+struct Created<'a>(Vec<&'a Path>);
+
+impl Drop for Created<'_> {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // There is nobody to tell.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 fn write(
@@ -152,6 +173,13 @@ fn table(targets: &[Target], reports: &[CardReport], seconds: f64) -> String {
             let _ = writeln!(text, "{note}");
         }
     }
+    if reports.iter().filter(|report| report.published).count() > 1 {
+        let _ = writeln!(
+            text,
+            "these cards are the same system: change host name, ssh host keys and \
+             /etc/machine-id before they meet in one network"
+        );
+    }
     let _ = writeln!(text, "in {}", human_seconds(seconds));
     text
 }
@@ -184,7 +212,7 @@ fn object(image: &Image, targets: &[Target], reports: &[CardReport], seconds: f6
         .zip(reports)
         .map(|(target, report)| {
             json!({
-                "target": target.path(),
+                "target": target.path().display().to_string(),
                 "card_bytes": report.card_len,
                 "image_bytes": report.image_len,
                 "written_bytes": report.written,

@@ -1,7 +1,9 @@
 //! The image that a command names, with what lies beside it: its block map and its checksum.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use super::args;
 use super::download::{Remote, is_url};
 use super::render::Screen;
 use crate::bmap::Bmap;
@@ -37,7 +39,7 @@ impl Image {
     ///
     /// # Errors
     /// What is wrong with the block map, or cannot be opened.
-    pub fn find(name: &str, wishes: &Wishes, screen: &Screen) -> Result<Self> {
+    pub fn find(name: &OsStr, wishes: &Wishes, screen: &Screen) -> Result<Self> {
         if name == "-" {
             let map = wishes.bmap.map(read_map).transpose()?;
             let stream = || Ok(std::io::stdin());
@@ -48,8 +50,8 @@ impl Image {
                 path: None,
             });
         }
-        if is_url(name) {
-            return Self::remote(name, wishes, screen);
+        if let Some(url) = name.to_str().filter(|name| is_url(name)) {
+            return Self::remote(url, wishes, screen);
         }
         let path = PathBuf::from(name);
         let map = match wishes.bmap {
@@ -66,7 +68,7 @@ impl Image {
             given => given,
         };
         Ok(Self {
-            name: name.to_owned(),
+            name: path.display().to_string(),
             source: Box::new(FileSource::new(&path, sha256)),
             map,
             path: Some(path),
@@ -119,7 +121,7 @@ fn remote_sha256(remote: &Remote, screen: &Screen) -> Result<Option<[u8; 32]>> {
         return Ok(None);
     };
     screen.say(&format!("using the checksum {url}"));
-    parse_sha256(&text, &url).map(Some)
+    parse_sha256(&text, name, &url).map(Some)
 }
 
 fn read_map(path: &Path) -> Result<Bmap> {
@@ -154,16 +156,55 @@ fn sha256_beside(image: &Path, screen: &Screen) -> Result<Option<[u8; 32]>> {
     let failed = |error| Error::io(format!("cannot read {}", path.display()), error);
     let text = std::fs::read(&path).map_err(failed)?;
     screen.say(&format!("using the checksum {}", path.display()));
-    parse_sha256(&text, &path.display().to_string()).map(Some)
+    let name = image.file_name().unwrap_or_default().to_string_lossy();
+    parse_sha256(&text, &name, &path.display().to_string()).map(Some)
 }
 
-/// Decodes what sha256sum writes: the digest, and perhaps the name of the file.
-fn parse_sha256(text: &[u8], place: &str) -> Result<[u8; 32]> {
-    let text = String::from_utf8_lossy(text);
-    text.split_whitespace()
-        .next()
-        .and_then(|word| super::args::parse_sha256(word).ok())
-        .ok_or_else(|| Error::unsound(format!("{place} does not begin with a sha256")))
+/// Finds the sha256 of the file `name` in what sha256sum, shasum, certutil or PowerShell say of it,
+/// or in a list of checksums. `place` is where that was read.
+fn parse_sha256(text: &[u8], name: &str, place: &str) -> Result<[u8; 32]> {
+    let text = decode_text(text);
+    let sums: Vec<_> = text
+        .lines()
+        .filter_map(|line| {
+            // Where a name had to be escaped, a backslash comes first.
+            let mut words = line.split_whitespace();
+            let sum = words.find_map(|word| args::parse_sha256(word.trim_start_matches('\\')).ok());
+            Some((sum?, mentions(line, name)))
+        })
+        .collect();
+    let named = sums.iter().find(|(_, named)| *named);
+    match (named, &sums[..]) {
+        // The only one may be under a name that the file had before.
+        (Some((sum, _)), _) | (None, [(sum, _)]) => return Ok(*sum),
+        (None, []) => Err(Error::unsound(format!("{place} has no sha256"))),
+        (None, _) => Err(Error::unsound(format!("{place} has no sha256 of {name}"))),
+    }
+    .map_err(|error| error.with_hint("remove it if it is not this image's, or give --sha256"))
+}
+
+/// Is `name` a word of its own in `line`?
+fn mentions(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, name)| {
+        let before = line[..at].chars().next_back();
+        let behind = line[at + name.len()..].chars().next();
+        before.is_none_or(|c| " \t*/\\(".contains(c)) && behind.is_none_or(|c| " \t):".contains(c))
+    })
+}
+
+/// Decodes text; Windows writes UTF-16, which it marks.
+fn decode_text(text: &[u8]) -> String {
+    let utf16 = |bytes: &[u8], decode: fn([u8; 2]) -> u16| {
+        let pairs = bytes.chunks_exact(2);
+        let units: Vec<_> = pairs.map(|pair| decode([pair[0], pair[1]])).collect();
+        String::from_utf16_lossy(&units)
+    };
+    match text {
+        [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes),
+        [0xef, 0xbb, 0xbf, rest @ ..] => String::from_utf8_lossy(rest).into_owned(),
+        _ => String::from_utf8_lossy(text).into_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -180,5 +221,40 @@ mod tests {
             let names: Vec<_> = names.split(' ').map(PathBuf::from).collect();
             assert_eq!(maps_beside(Path::new(image)), names);
         }
+    }
+
+    #[test]
+    fn checksums_are_read_as_many_tools_write_them() {
+        let (ours, other) = ("0a".repeat(32), "1b".repeat(32));
+        let sum = [0x0a; 32];
+        let utf16: String = format!("{ours}  x.img\r\n");
+        let utf16: Vec<u8> = [0xff, 0xfe]
+            .into_iter()
+            .chain(utf16.encode_utf16().flat_map(u16::to_le_bytes))
+            .collect();
+        for (text, found) in [
+            (format!("{ours}  x.img\n"), true),
+            (format!("{ours} *./out/x.img\r\n"), true),
+            (format!("\\{ours}  x.img\n"), true),
+            (ours.to_uppercase(), true),
+            (format!("SHA256 (x.img) = {ours}\n"), true),
+            (format!("SHA2-256(x.img)= {ours}\n"), true),
+            (
+                format!("SHA256 hash of x.img:\r\n{ours}\r\nCertUtil: done.\r\n"),
+                true,
+            ),
+            (format!("\u{feff}# sums\n{ours}  renamed.img"), true),
+            (
+                format!("{other}  x.img.xz\n{ours}  x.img\n{other}  ax.img\n"),
+                true,
+            ),
+            (format!("{other}  x.img.xz\n{ours}  y.img\n"), false),
+            (String::new(), false),
+            ("0a0a  x.img".into(), false),
+        ] {
+            let read = parse_sha256(text.as_bytes(), "x.img", "x.img.sha256");
+            assert_eq!(read.ok(), found.then_some(sum), "{text:?}");
+        }
+        assert_eq!(parse_sha256(&utf16, "x.img", "").unwrap(), sum);
     }
 }

@@ -23,10 +23,14 @@ use args::{Args, Command};
 use exit::Exit;
 use render::Screen;
 
+use crate::error::Error;
+
 /// Runs the program with the process's arguments.
 pub fn run() -> ExitCode {
-    // For --help clap leaves with code 0, for wrong usage with 2, as documented in `exit`.
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return not_understood(&error),
+    };
     let screen = Screen::new(&args.global, interrupt::install());
     // Signals come to the main thread first, and one that waits for a failing card takes none.
     let exit = std::thread::scope(|scope| {
@@ -45,6 +49,24 @@ pub fn run() -> ExitCode {
 
 /// What main threads have.
 const STACK: usize = 8 << 20;
+
+/// Says what is wrong with the arguments. For --help clap's code is 0, for wrong usage 2, as
+/// documented in `exit`.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os()
+        .take_while(|word| word != "--")
+        .any(|word| word == "--json");
+    if error.use_stderr() && json {
+        // The first line says it; the others are about usage.
+        let text = error.render().to_string();
+        let line = text.lines().next().unwrap_or_default();
+        let what = line.strip_prefix("error: ").unwrap_or(line);
+        render::print_error(&Error::usage(what));
+    }
+    // A closed standard error is no reason to fail.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8))
+}
 
 fn command(command: &Command, screen: &Screen) -> Exit {
     let outcome = match command {

@@ -83,8 +83,7 @@ impl Screen {
     pub fn error(&self, error: &Error) {
         self.clear();
         if self.global.json {
-            let object = json!({ "error": error_object(error) });
-            self.print(&format!("{object:#}"));
+            self.print(&error_text(error));
         }
         self.complain(error);
     }
@@ -212,6 +211,16 @@ impl Screen {
         }
         stretch
     }
+}
+
+/// Prints what is wrong with the arguments as --json wants it.
+pub fn print_error(error: &Error) {
+    // A closed standard output is no reason to fail.
+    let _ = writeln!(std::io::stdout(), "{}", error_text(error));
+}
+
+fn error_text(error: &Error) -> String {
+    format!("{:#}", json!({ "error": error_object(error) }))
 }
 
 /// An error as results tell it.

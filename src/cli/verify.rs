@@ -1,11 +1,14 @@
 //! `pishrink verify`: an image against what is known of it, or a card against an image.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::args::Verify;
+use super::capture::about;
 use super::exit::Exit;
 use super::image::{Image, Wishes};
-use super::render::Screen;
+use super::render::{Screen, clean};
 use crate::device::{self, SourceOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flash::{self, Checked};
@@ -21,7 +24,7 @@ pub fn run(args: &Verify, screen: &Screen) -> Result<Exit> {
         no_bmap: false,
         sha256: args.sha256,
     };
-    let image = Image::find(&args.image.to_string_lossy(), &wishes, screen)?;
+    let image = Image::find(args.image.as_os_str(), &wishes, screen)?;
     let options = SourceOptions {
         allow_mounted: args.allow_mounted,
     };
@@ -30,7 +33,8 @@ pub fn run(args: &Verify, screen: &Screen) -> Result<Exit> {
         None => None,
     };
     let card = card.as_ref().map(|card| card as &dyn ReadAt);
-    let checked = flash::check(&*image.source, image.map.as_ref(), card, screen)?;
+    let checked = flash::check(&*image.source, image.map.as_ref(), card, screen)
+        .map_err(|error| about(Path::new(&image.name), error))?;
     screen.result(
         &describe(&checked, &image, card.is_some()),
         &json!({
@@ -63,7 +67,7 @@ fn describe(checked: &Checked, image: &Image, with_card: bool) -> String {
             }
             _ => "readable to its end",
         };
-        lines.push(format!("{}: {bytes} {by}", image.name));
+        lines.push(format!("{}: {bytes} {by}", clean(&image.name)));
     } else if checked.differences.is_empty() {
         let how = match checked.expanded {
             true => "as in the image, and expanded",

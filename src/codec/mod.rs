@@ -16,6 +16,7 @@
 mod bzip2;
 mod decode;
 mod encode;
+pub mod foreign;
 mod gzip;
 mod streams;
 #[cfg(test)]

@@ -127,7 +127,7 @@ fn packed_by_tools(bytes: &[u8]) -> Vec<(&'static str, Codec, Vec<u8>)> {
     multi_xz.extend([0; 4]);
     let join = |program, args: &[&str]| [by(program, args, one), by(program, args, two)].concat();
     let python_zip = "import sys,zipfile; d=sys.stdin.buffer.read(); \
-        z=zipfile.ZipFile(sys.stdout.buffer,'w',zipfile.ZIP_DEFLATED); z.writestr('__MACOSX/._x',b'n'*99); \
+        z=zipfile.ZipFile(sys.stdout.buffer,'w',zipfile.ZIP_DEFLATED); z.writestr('__MACOSX/._x',b'n'*99); z.writestr('a/README.TXT',b'n'*99); \
         z.writestr('dir/',b''); z.writestr('dir/x.img',d); z.close()";
     let python_gz =
         "import sys,gzip; sys.stdout.buffer.write(gzip.compress(sys.stdin.buffer.read(),5))";
@@ -475,5 +475,19 @@ fn noise_behind_a_magic_neither_hangs_nor_panics() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn archives_of_millions_of_files_are_not_listed() {
+    let script = "import sys,zipfile; z=zipfile.ZipFile(sys.stdout.buffer,'w'); \
+        [z.writestr('%060d' % i, '') for i in range(int(sys.argv[1]))]; z.close()";
+    for (count, kind) in [
+        ("100", ErrorKind::Unsupported),
+        ("2000", ErrorKind::Unsound),
+    ] {
+        let archive = tool("python3", &["-c", script, count], b"").expect("python3");
+        let error = Decoder::seekable(Cursor::new(archive)).err().unwrap();
+        assert_eq!(error.kind(), kind, "{}", error.one_line());
     }
 }

@@ -1,9 +1,10 @@
 //! zip (APPNOTE.TXT): an archive with one file in it, as images are often published.
 //!
 //! A file is found through the directory at its end; a stream is taken as it comes, by the local
-//! headers. Directories and what macOS adds (`__MACOSX/`, `.DS_Store`) do not count.
+//! headers. Directories, what macOS adds (`__MACOSX/`, `.DS_Store`), and what is about the image by
+//! its name (a text, a checksum, a block map) do not count.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use flate2::{Decompress, FlushDecompress, Status};
 
@@ -21,6 +22,9 @@ const ENCRYPTED: u16 = 1;
 /// Sizes and CRC follow the data.
 const DEFERRED: u16 = 1 << 3;
 
+/// Bytes that are read to find the one file: room for some 300,000.
+const MAX_DIRECTORY: u64 = if cfg!(test) { 64 << 10 } else { 16 << 20 };
+
 /// The packed bytes of a file, from its first one on.
 type Packed = Box<dyn Read + Send>;
 
@@ -31,7 +35,11 @@ pub(super) fn find(file: impl Read + Seek + Send + 'static) -> Result<(Entry, Pa
             .with_source(error)
             .with_hint("fetch or copy the image again: a part of it may be missing")
     };
-    let mut archive = zip::ZipArchive::new(file).map_err(unsound)?;
+    let metered = Metered {
+        file,
+        left: MAX_DIRECTORY,
+    };
+    let mut archive = zip::ZipArchive::new(metered).map_err(unsound)?;
     let mut files = Vec::new();
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(unsound)?;
@@ -42,7 +50,7 @@ pub(super) fn find(file: impl Read + Seek + Send + 'static) -> Result<(Entry, Pa
     }
     let index = match &files[..] {
         [(index, _)] => *index,
-        [] => return Err(Error::unsound("the zip archive holds no file")),
+        [] => return Err(Error::unsound("the zip archive holds no image")),
         many => {
             let names: Vec<_> = many.iter().map(|(_, name)| name.as_str()).collect();
             return Err(several(&names));
@@ -64,7 +72,7 @@ pub(super) fn find(file: impl Read + Seek + Send + 'static) -> Result<(Entry, Pa
     };
     let start = entry.data_start();
     drop(entry);
-    let mut file = archive.into_inner();
+    let mut file = archive.into_inner().file;
     let failed = |error| Error::io("reading the image", error);
     let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
     let start = start
@@ -78,9 +86,44 @@ pub(super) fn find(file: impl Read + Seek + Send + 'static) -> Result<(Entry, Pa
     Ok((found, Box::new(packed)))
 }
 
+/// A file of which only so many bytes are read: what an archive of millions of files, or a search
+/// for its directory, would take.
+struct Metered<R> {
+    file: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Metered<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buf)?;
+        self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
+            let text = format!("not found within {} MiB", MAX_DIRECTORY >> 20);
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        })?;
+        Ok(count)
+    }
+}
+
+impl<R: Seek> Seek for Metered<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+/// How the names end of what makers put beside an image.
+const COMPANIONS: [&str; 15] = [
+    "txt", "md", "pdf", "htm", "html", "url", "nfo", "json", "md5", "sha1", "sha256", "sha512",
+    "asc", "sig", "bmap",
+];
+
 fn is_noise(name: &str) -> bool {
     let base = name.rsplit(['/', '\\']).next().unwrap_or(name);
-    base.is_empty() || name.starts_with("__MACOSX/") || base == ".DS_Store"
+    let companion = base.rsplit_once('.').is_some_and(|(_, end)| {
+        COMPANIONS
+            .iter()
+            .any(|companion| end.eq_ignore_ascii_case(companion))
+    });
+    base.is_empty() || name.starts_with("__MACOSX/") || base == ".DS_Store" || companion
 }
 
 fn several(names: &[&str]) -> Error {
@@ -306,7 +349,7 @@ impl Archive {
             LOCAL => self.local_header(),
             END => {
                 if self.found.is_none() {
-                    return Err(Fault::Damaged("it holds no file".into()));
+                    return Err(Fault::Damaged("it holds no image".into()));
                 }
                 self.place = Place::Done;
                 Ok(())

@@ -340,10 +340,21 @@ fn text(dict: &Dictionary, key: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const LIST: &[u8] = include_bytes!("../../testdata/diskutil/list.plist");
+
+    /// The disks of a laptop: its own, a USB card reader's, a locked card in its slot.
+    pub(crate) fn laptop() -> Vec<DeviceInfo> {
+        [
+            &include_bytes!("../../testdata/diskutil/info-internal.plist")[..],
+            include_bytes!("../../testdata/diskutil/info-usb-reader.plist"),
+            include_bytes!("../../testdata/diskutil/info-sd-slot.plist"),
+        ]
+        .map(device)
+        .into()
+    }
 
     fn device(info: &[u8]) -> DeviceInfo {
         let layout = Layout::parse(LIST).unwrap();

@@ -10,7 +10,7 @@
 
 mod aligned;
 #[cfg(any(target_os = "macos", test))]
-mod diskutil;
+pub(crate) mod diskutil;
 mod open;
 pub mod safety;
 #[cfg(any(windows, test))]

@@ -422,7 +422,7 @@ impl WriteAt for OpenTarget {
 /// Creates a new file of `size` zero bytes, without taking up space for them, to stand for a card.
 ///
 /// # Errors
-/// `Usage` for a size that no card has, `Io` if the file exists already or cannot be made.
+/// `Usage` for a size that no card has, `Refused` if there is such a file, `Io` if it cannot be made.
 pub fn create_card_file(path: &Path, size: u64) -> Result<()> {
     if size == 0 || !size.is_multiple_of(512) {
         return Err(Error::usage(format!(
@@ -433,7 +433,14 @@ pub fn create_card_file(path: &Path, size: u64) -> Result<()> {
         .write(true)
         .create_new(true)
         .open(path)
-        .map_err(|error| os::explain(error, "create", path))?;
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                let place = path.display();
+                Error::refused(format!("{place} exists already"))
+                    .with_hint("without --card-size it is written as it is")
+            }
+            _ => os::explain(error, "create", path),
+        })?;
     os::make_sparse(&file);
     file.set_len(size).map_err(|error| {
         // It is ours, and empty: leave nothing behind.

@@ -9,6 +9,9 @@ use super::superblock::{
 use crate::error::{Error, Result};
 use crate::units::{BlockNr, GroupNr, InodeNr};
 
+/// The largest descriptor that the kernel takes, in bytes.
+const MAX_DESC_SIZE: u64 = 1024;
+
 /// The numbers of a filesystem's shape, checked against each other and the device's size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -107,12 +110,13 @@ impl Geometry {
         }
         let desc_size = u64::from(superblock.desc_size());
         let is_64bit = superblock.has_incompat(INCOMPAT_64BIT);
-        if is_64bit && (desc_size < 64 || desc_size > block_size || !desc_size.is_power_of_two()) {
+        let possible = (64..=MAX_DESC_SIZE).contains(&desc_size) && desc_size.is_power_of_two();
+        if is_64bit && !possible {
             return bad(format!("s_desc_size is {desc_size}"));
         }
         // Without 64bit the kernel ignores the field, but e2fsck does not.
         let unused = u64::from(superblock.s_desc_size_raw());
-        if !is_64bit && unused != 0 && !(unused.is_power_of_two() && unused <= 1024) {
+        if !is_64bit && unused != 0 && !(unused.is_power_of_two() && unused <= MAX_DESC_SIZE) {
             return bad(format!("s_desc_size is {unused}"));
         }
         let groups = (blocks_count - first_data_block).div_ceil(blocks_per_group);

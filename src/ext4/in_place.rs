@@ -2,33 +2,43 @@
 //! the new one.
 //!
 //! ```text
-//! recovery     replayed blocks ─ empty the log ─ superblock
-//! transaction  unused blocks, the log's copies ─ superblock: needs_recovery ─ log counts
-//!              ─ descriptors ─ superblock: new size ─ the other blocks' own places
-//!              ─ empty the log ─ superblock: clean
+//! settling   a transaction behind the log's last one ─ its commit block
+//! recovery   replayed blocks ─ empty the log ─ superblock
+//! change     unused blocks, the log's copies ─ superblock: needs_recovery ─ log counts
+//!            ─ descriptors of the old groups ─ all blocks but the superblock
+//!            ─ superblock: new size, clean ─ empty the log
+//!            ─ copies of superblock and descriptors
 //! ```
-//! Each dash is a sync. What the old filesystem does not use is written first. All else goes through
-//! the filesystem's own journal as one transaction: until the log's superblock names it, the old
-//! filesystem is there; from then on every mount, e2fsck and this program replay it to the new one.
+//! Each dash is a sync. What the old filesystem does not use is written first. Of all else the
+//! filesystem's own journal first takes what is there, as one transaction: from when the log's
+//! superblock names it, every mount, e2fsck and this program put the old filesystem back, whatever
+//! of the change is on the medium. The one write of the superblock then brings the new size and
+//! takes `needs_recovery` away, and a log that nobody asks for is thrown away.
 //!
 //! Decisions
-//! - The superblock of the new size is written after the descriptors, which the kernel reads before
-//!   it replays the journal, and before everything else: a kernel that finds the new size in the
-//!   journal only takes over what is in it, but goes by the old number of groups until the next
-//!   mount, as it does when its own online resize is interrupted.
-//! - Copies of superblock and descriptors are not in the transaction, since nobody reads them.
+//! - The log undoes, it does not redo: the kernel reads the superblock and the descriptors before
+//!   it replays the journal, and goes by that number of groups until it is unmounted. A new size
+//!   that comes out of the journal gives wrong counts of free blocks, so the size must be on the
+//!   medium before a mount can meet it, and with it all that belongs to it.
+//! - For two writes the log has data and the superblock does not ask for it. The kernel clears such
+//!   a log: the new filesystem. `e2fsck -y` replays it: the old one, since its superblock is in
+//!   the log, too. `e2fsck -p` leaves the question to the user.
+//! - Before the log undoes anything the kernel looks at the descriptors, and goes by them to the
+//!   journal's inode. Whether it meets an old or a new one, it finds a copy there: of an inode table
+//!   that moves, the new place is written before the descriptor, and the old one after it.
+//! - Copies of superblock and descriptors come last, since nobody reads them.
 //! - A superblock is taken for a unit that is written whole or not at all, as the kernel takes it.
-//! - A change that moves what the kernel needs to find the journal does not go through it.
+//! - A change that moves the journal itself does not go through it.
 //! - Without a journal, or with one too short, no order keeps bitmaps and counts in step with the
 //!   superblock. Then blocks are marked as used before anything uses them and as free after
 //!   nothing does, and the superblock says meanwhile that the filesystem was not unmounted cleanly,
-//!   so that e2fsck runs at the next boot.
+//!   so that e2fsck runs at the next boot. It has to: `e2fsck -fy` keeps every file.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::geometry::Geometry;
-use super::journal::commit;
+use super::journal::{commit, replay_log};
 use super::metadata::Metadata;
 use super::superblock::{
     COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super,
@@ -75,6 +85,55 @@ pub fn recovery(fs: &Super, device: &dyn ReadAt, replayed: &Overlay) -> Result<S
     Ok(steps)
 }
 
+/// Puts into steps what makes fast commits part of the log: `recovered`, which the whole recovery
+/// changes on `device`, goes into a transaction behind the last one, as far as the log does not hold
+/// it already. Fast commits alone change no bitmap, and they are gone when the log is emptied.
+/// `None` if the log has no room.
+///
+/// # Errors
+/// `Unsound` for a damaged journal, what the device fails with.
+pub fn settle_fast_commits(
+    fs: &Super,
+    device: &dyn ReadAt,
+    recovered: &Overlay,
+) -> Result<Option<Steps>> {
+    let (len, size) = (device.len(), fs.geometry.block_size);
+    let log = commit::place(fs, device)?.blocks;
+    let (logged, _) = replay_log(fs, device)?;
+    let (before, after) = (logged.overlay.over(device), recovered.over(device));
+    let changed = recovered.changed().flat_map(|range| pieces(range, size));
+    let changed: BTreeSet<BlockNr> = changed.map(|piece| piece.start / size).collect();
+    let mut blocks = Vec::new();
+    for block in changed.into_iter().filter(|&block| !log.contains(block)) {
+        let mut bytes = after.read_vec_at(block * size, size as usize)?;
+        if bytes == before.read_vec_at(block * size, size as usize)? {
+            continue;
+        }
+        if block == SUPERBLOCK.start / size {
+            let at = (SUPERBLOCK.start % size) as usize;
+            let superblock = recovering(&superblock(&after)?);
+            bytes[at..at + SUPERBLOCK_SIZE].copy_from_slice(&superblock);
+        }
+        blocks.push((block, bytes));
+    }
+    let Some(mut transaction) = commit::continuation(fs, device, &blocks)? else {
+        return Ok(None);
+    };
+    let Some((commit_at, commit)) = transaction.pop() else {
+        return Ok(None);
+    };
+    let mut prepared = Overlay::new(len);
+    for (offset, bytes) in transaction {
+        prepared.set_bytes(offset, bytes);
+    }
+    // All of the commit block but its first sector, so that nothing of it can be torn.
+    prepared.set_zero(commit_at..commit_at + size);
+    let mut steps = Steps::new();
+    steps.push(prepared);
+    steps.push_bytes(len, commit_at, &commit);
+    Ok(Some(steps))
+}
+
 /// A change of a filesystem that is clean on its medium.
 pub struct Change<'a> {
     /// As it is on the medium.
@@ -85,8 +144,9 @@ pub struct Change<'a> {
     pub geometry: &'a Geometry,
     /// The change, over `device`.
     pub overlay: &'a Overlay,
-    /// Do the journal, its inode and all groups' metadata stay where they are?
-    pub roots_stay: bool,
+    /// Can the journal be found by the old descriptors and by the new ones, whatever of the rest
+    /// of the change is on the medium?
+    pub journal_stays: bool,
 }
 
 /// A change, sorted by when it may be written.
@@ -112,7 +172,7 @@ impl Change<'_> {
             // Not even the superblock: there is nothing to do.
             return Ok(Steps::new());
         }
-        match self.transaction(&sorted)? {
+        match self.with_undo(&sorted)? {
             Some(steps) => Ok(steps),
             None => self.without_journal(sorted),
         }
@@ -165,56 +225,59 @@ impl Change<'_> {
         ranges.collect()
     }
 
-    /// Changes through the journal; `None` if that is not possible.
-    fn transaction(&self, sorted: &Sorted) -> Result<Option<Steps>> {
+    /// Changes under a log that puts everything back; `None` if that is not possible.
+    fn with_undo(&self, sorted: &Sorted) -> Result<Option<Steps>> {
         let (fs, device, len) = (self.fs, self.device, self.device.len());
         let superblock = &fs.superblock;
         let has_journal =
             superblock.has_compat(COMPAT_HAS_JOURNAL) && superblock.s_journal_inum() != 0;
-        if !has_journal || !self.roots_stay {
+        if !has_journal || !self.journal_stays {
             return Ok(None);
         }
         let size = fs.geometry.block_size;
         let log = commit::place(fs, device)?.blocks;
-        let is_log = |&(block, _): &(BlockNr, Vec<u8>)| log.contains(block);
-        if sorted.counting.iter().any(is_log) {
+        if sorted
+            .counting
+            .iter()
+            .any(|&(block, _)| log.contains(block))
+        {
             return Ok(None);
         }
-        let new = recovering(&sorted.new);
-        let mut blocks = sorted.counting.clone();
-        for (block, bytes) in &mut blocks {
-            if *block == SUPERBLOCK.start / size {
+        let first = SUPERBLOCK.start / size;
+        let old = recovering(&sorted.old);
+        let table = fs.geometry.super_start(0) + 1;
+        let table = table..table + fs.geometry.desc_blocks;
+        let mut undo = Vec::new();
+        let [mut descriptors, mut places] = [(); 2].map(|()| Overlay::new(len));
+        for (block, bytes) in &sorted.counting {
+            let mut before = device.read_vec_at(block * size, size as usize)?;
+            if *block == first {
+                // Nothing else in the superblock's block changes.
                 let at = (SUPERBLOCK.start % size) as usize;
-                bytes[at..at + SUPERBLOCK_SIZE].copy_from_slice(&new);
+                before[at..at + SUPERBLOCK_SIZE].copy_from_slice(&old);
+            } else if table.contains(block) {
+                descriptors.set_bytes(block * size, bytes.as_slice());
+            } else {
+                places.set_bytes(block * size, bytes.as_slice());
             }
+            undo.push((*block, before));
         }
-        let Some(transaction) = commit::transaction(fs, device, &blocks)? else {
+        let Some(transaction) = commit::transaction(fs, device, &undo)? else {
             return Ok(None);
         };
         let mut prepared = sorted.unused.clone();
         for (offset, bytes) in transaction.log {
             prepared.set_bytes(offset, bytes);
         }
-        let mut table = Overlay::new(len);
-        let mut places = sorted.copies.clone();
-        let descriptors = self.descriptors();
-        for (block, bytes) in blocks {
-            if descriptors.contains(&block) {
-                table.set_bytes(block * size, bytes);
-            } else if block != SUPERBLOCK.start / size {
-                // Nothing else in the superblock's block changes.
-                places.set_bytes(block * size, bytes);
-            }
-        }
         let mut steps = Steps::new();
         steps.push(prepared);
-        steps.push_bytes(len, SUPERBLOCK.start, &recovering(&sorted.old));
+        steps.push_bytes(len, SUPERBLOCK.start, &old);
         steps.push_bytes(len, transaction.superblock_at, &transaction.started);
-        steps.push(table);
-        steps.push_bytes(len, SUPERBLOCK.start, &new);
+        steps.push(descriptors);
         steps.push(places);
-        steps.push_bytes(len, transaction.superblock_at, &transaction.emptied);
         steps.push_bytes(len, SUPERBLOCK.start, sorted.new.bytes());
+        steps.push_bytes(len, transaction.superblock_at, &transaction.emptied);
+        steps.push(sorted.copies.clone());
         Ok(Some(steps))
     }
 

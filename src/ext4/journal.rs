@@ -68,6 +68,24 @@ pub struct Replay {
 /// `Unsound` for a damaged journal or one that records an error of the filesystem; `Unsupported`
 /// for a journal that is elsewhere or has unknown features; what the device fails with.
 pub fn replay(fs: &Super, device: &dyn ReadAt) -> Result<Replay> {
+    let (mut replay, commits) = replay_log(fs, device)?;
+    if commits.count > 0 {
+        let view = replay.overlay.over(device);
+        // What the log just wrote may be another superblock.
+        let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("ext4: no superblock"))?;
+        let replayed = fast_commit::replay(&fs, &view, &commits)?;
+        replay.fast_commits = commits.count;
+        replay.quota_deltas = replayed.quota_deltas;
+        replay.overlay = replay.overlay.then(&replayed.overlay);
+    }
+    Ok(replay)
+}
+
+/// Replays the transactions in the log, but not the fast commits behind them.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_log(fs: &Super, device: &dyn ReadAt) -> Result<(Replay, FastCommits)> {
     let mut replay = Replay {
         overlay: Overlay::new(device.len()),
         needed: fs.superblock.has_incompat(INCOMPAT_RECOVER),
@@ -97,16 +115,7 @@ pub fn replay(fs: &Super, device: &dyn ReadAt) -> Result<Replay> {
         let superblock = recovered_superblock(fs, &replay.overlay, device)?;
         replay.overlay.set_bytes(SUPERBLOCK_OFFSET, superblock);
     }
-    if commits.count > 0 {
-        let view = replay.overlay.over(device);
-        // What the log just wrote may be another superblock.
-        let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("ext4: no superblock"))?;
-        let replayed = fast_commit::replay(&fs, &view, &commits)?;
-        replay.fast_commits = commits.count;
-        replay.quota_deltas = replayed.quota_deltas;
-        replay.overlay = replay.overlay.then(&replayed.overlay);
-    }
-    Ok(replay)
+    Ok((replay, commits))
 }
 
 /// Replays the log if the filesystem asks for it, and leaves it empty; returns the fast commits

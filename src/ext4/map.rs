@@ -27,6 +27,9 @@ pub const MAX_UNWRITTEN: u32 = 32767;
 const MAX_DEPTH: u16 = 5;
 /// Pointers in an inode that are not indirect.
 pub const DIRECT: usize = 12;
+/// Extents, and nodes, of one file that is read alone: its map is a few MiB at the most, while a
+/// hostile one could fill the memory.
+const MAX_PIECES: usize = 4 << 20;
 
 /// A run of blocks of one file. Written extents and unwritten ones are told apart by the top bit
 /// of `len_and_state`, so that an entry takes 16 bytes: there are millions of them.
@@ -147,7 +150,8 @@ pub type Claim<'a> = &'a mut dyn FnMut(BlockNr, u64) -> bool;
 /// Reads the block map of an inode whose `i_block` holds one.
 ///
 /// # Errors
-/// `Broken` for a bad magic, count, depth, order, range, checksum or a block claimed twice.
+/// `Broken` for a bad magic, count, depth, order, range, checksum or a block claimed twice;
+/// `Device` also for a file in more pieces than are held in memory.
 pub fn read_map<T: AsRef<[u8]>>(
     fs: &Super,
     device: &dyn ReadAt,
@@ -155,12 +159,33 @@ pub fn read_map<T: AsRef<[u8]>>(
     inode: &Inode<T>,
     claim: Claim<'_>,
 ) -> Result<BlockMap, MapError> {
+    let mut map = BlockMap::default();
+    add_map(fs, device, number, inode, claim, &mut map, MAX_PIECES)?;
+    Ok(map)
+}
+
+/// Reads the block map of an inode as [`read_map`] does, and adds it to `map`, which may grow to
+/// `most` extents and as many nodes. What an error leaves behind there means nothing.
+///
+/// # Errors
+/// As [`read_map`].
+pub fn add_map<T: AsRef<[u8]>>(
+    fs: &Super,
+    device: &dyn ReadAt,
+    number: InodeNr,
+    inode: &Inode<T>,
+    claim: Claim<'_>,
+    map: &mut BlockMap,
+    most: usize,
+) -> Result<(), MapError> {
     let mut reader = Reader {
         fs,
         device,
         seed: fs.checksums.inode_seed(number, inode.i_generation()),
         claim,
-        map: BlockMap::default(),
+        first: map.extents.len(),
+        map,
+        most,
     };
     if inode.has_flag(EXTENTS_FL) {
         let root = inode.i_block();
@@ -172,7 +197,7 @@ pub fn read_map<T: AsRef<[u8]>>(
     } else {
         reader.pointers(inode.i_block())?;
     }
-    Ok(reader.map)
+    Ok(())
 }
 
 /// Reads the block map of one inode alone, whatever the others own.
@@ -200,7 +225,10 @@ struct Reader<'a> {
     device: &'a dyn ReadAt,
     seed: u32,
     claim: Claim<'a>,
-    map: BlockMap,
+    map: &'a mut BlockMap,
+    /// Where the file's own extents begin in `map`.
+    first: usize,
+    most: usize,
 }
 
 fn broken<T>(text: String) -> Result<T, MapError> {
@@ -229,6 +257,26 @@ impl Reader<'_> {
         let geometry = &self.fs.geometry;
         let len = geometry.block_size as usize;
         Ok(self.device.read_vec_at(geometry.offset(block), len)?)
+    }
+
+    fn push_extent(&mut self, extent: Extent) -> Result<(), MapError> {
+        self.check_room(self.map.extents.len())?;
+        self.map.extents.push(extent);
+        Ok(())
+    }
+
+    fn push_node(&mut self, node: Node) -> Result<(), MapError> {
+        self.check_room(self.map.nodes.len())?;
+        self.map.nodes.push(node);
+        Ok(())
+    }
+
+    fn check_room(&self, count: usize) -> Result<(), MapError> {
+        if count < self.most {
+            return Ok(());
+        }
+        let text = format!("ext4: the files are in more than {} pieces", self.most);
+        Err(MapError::Device(Error::unsupported(text)))
     }
 
     /// Walks a node that may cover the logical blocks `within`.
@@ -303,9 +351,7 @@ impl Reader<'_> {
             return broken(format!("extent of {len} blocks at logical block {logical}"));
         }
         self.claim(start, u64::from(len))?;
-        self.map
-            .extents
-            .push(Extent::new(logical as u32, start, len, unwritten));
+        self.push_extent(Extent::new(logical as u32, start, len, unwritten))?;
         Ok(end)
     }
 
@@ -317,11 +363,11 @@ impl Reader<'_> {
     ) -> Result<(), MapError> {
         let block = join(u32::from(le16(entry, 8)), le32(entry, 4));
         let node = self.read_node(block)?;
-        self.map.nodes.push(Node {
+        self.push_node(Node {
             block,
             logical: within.start as u32,
             level: depth as u8,
-        });
+        })?;
         self.extent_node(&node, depth - 1, within, false)
     }
 
@@ -350,15 +396,14 @@ impl Reader<'_> {
         let block = u64::from(block);
         if level == 0 {
             self.claim(block, 1)?;
-            self.push_block(logical_32, block);
-            return Ok(());
+            return self.push_block(logical_32, block);
         }
         let node = self.read_node(block)?;
-        self.map.nodes.push(Node {
+        self.push_node(Node {
             block,
             logical: logical_32,
             level,
-        });
+        })?;
         let step = (self.fs.geometry.block_size / 4).pow(u32::from(level) - 1);
         for slot in 0..node.len() / 4 {
             let pointer = le32(&node, 4 * slot);
@@ -368,15 +413,16 @@ impl Reader<'_> {
     }
 
     /// Adds one block of data, joined to the run before it where both numbers go on.
-    fn push_block(&mut self, logical: u32, block: BlockNr) {
-        if let Some(last) = self.map.extents.last_mut()
+    fn push_block(&mut self, logical: u32, block: BlockNr) -> Result<(), MapError> {
+        if let Some(last) = self.map.extents[self.first..].last_mut()
             && last.logical_end() == u64::from(logical)
             && last.end() == block
+            && last.len() + 1 < UNWRITTEN
         {
             *last = Extent::new(last.logical, last.start, last.len() + 1, false);
-            return;
+            return Ok(());
         }
-        self.map.extents.push(Extent::new(logical, block, 1, false));
+        self.push_extent(Extent::new(logical, block, 1, false))
     }
 }
 
@@ -572,4 +618,42 @@ fn covers(parent: &Node, child: &Node, per_node: u64) -> bool {
     let start = u64::from(parent.logical);
     let end = start + per_node.pow(u32::from(parent.level));
     (start..end).contains(&u64::from(child.logical))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::ext4::inode::I_BLOCK;
+    use crate::ext4::test_image::mke2fs;
+    use crate::io::memory::MemoryDisk;
+
+    /// Ten pieces behind one that another file left there.
+    #[test]
+    fn maps_are_added_up_to_a_limit() {
+        let disk = MemoryDisk::from(mke2fs(8 << 20, &["-O", "^extent,^64bit"]));
+        let fs = Super::read(&disk).unwrap().unwrap();
+        let mut inode = Inode(vec![0; 256]);
+        for slot in 1..11 {
+            put32(&mut inode.0, I_BLOCK + 4 * slot, 1998 + 2 * slot as u32);
+        }
+        // It ends where the file begins, in both ways.
+        let before = Extent::new(0, 1999, 1, false);
+        for (most, fits) in [(11, true), (10, false)] {
+            let mut map = BlockMap {
+                extents: vec![before],
+                nodes: Vec::new(),
+            };
+            let mut claim = |_, _| true;
+            let number = InodeNr(12);
+            let read = add_map(&fs, &disk, number, &inode, &mut claim, &mut map, most);
+            match read {
+                Ok(()) => assert!(fits && map.extents.len() == 11 && map.extents[0] == before),
+                Err(MapError::Device(error)) => {
+                    assert!(!fits && error.kind() == ErrorKind::Unsupported);
+                }
+                Err(MapError::Broken(text)) => panic!("{text}"),
+            }
+        }
+    }
 }

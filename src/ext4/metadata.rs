@@ -14,7 +14,7 @@ use super::bitmap::Bitmap;
 use super::findings::Findings;
 use super::group_desc::{BLOCK_UNINIT, GroupTable, INODE_UNINIT};
 use super::inode::{BAD_INO, EXTENTS_FL, Inode, RESIZE_INO, ROOT_INO, S_IFDIR, S_IFMT};
-use super::map::{Extent, MapError, MapKind, Node, read_map};
+use super::map::{BlockMap, Extent, MapError, MapKind, Node, add_map};
 use super::raw::le32;
 use super::superblock::{
     COMPAT_HAS_JOURNAL, COMPAT_RESIZE_INODE, INCOMPAT_EXTENTS, INCOMPAT_FLEX_BG, INCOMPAT_MMP,
@@ -24,8 +24,10 @@ use crate::error::{Error, Result};
 use crate::io::ReadAt;
 use crate::units::{BlockNr, GroupNr, InodeNr};
 
-/// Extents of all files together; more is taken for damage (or an attack on memory).
-const MAX_EXTENTS: usize = 24 << 20;
+/// Extents of all files together, and nodes; more is taken for an attack on memory.
+const MAX_EXTENTS: usize = 16 << 20;
+/// Free stretches; each takes a hundred bytes later on.
+const MAX_FREE_RUNS: usize = 6 << 20;
 /// Bytes of inode table read at a time.
 const TABLE_CHUNK: u64 = 1 << 20;
 
@@ -68,8 +70,8 @@ pub struct Metadata {
     pub table: GroupTable,
     /// Inodes in use but the resize inode, ascending.
     pub inodes: Vec<InodeRecord>,
-    extents: Vec<Extent>,
-    nodes: Vec<Node>,
+    /// The maps of all files, one after the other.
+    maps: BlockMap,
     /// Every block that somebody owns.
     pub used: Bitmap,
     live: Bitmap,
@@ -101,8 +103,7 @@ impl Metadata {
             fs,
             table,
             inodes: Vec::new(),
-            extents: Vec::new(),
-            nodes: Vec::new(),
+            maps: BlockMap::default(),
             xattr_blocks: BTreeMap::new(),
             resize_inode: None,
             has_bad_blocks: false,
@@ -110,6 +111,7 @@ impl Metadata {
         metadata.claim_group_metadata(findings);
         if findings.is_sound() {
             metadata.read_inodes(device, findings)?;
+            metadata.check_free_runs(MAX_FREE_RUNS)?;
         }
         if findings.is_sound() {
             metadata.compare_bitmaps(device, findings)?;
@@ -119,12 +121,12 @@ impl Metadata {
 
     /// Returns the blocks of a file, ascending within the file.
     pub fn extents(&self, inode: &InodeRecord) -> &[Extent] {
-        &self.extents[inode.extents.0 as usize..inode.extents.1 as usize]
+        &self.maps.extents[inode.extents.0 as usize..inode.extents.1 as usize]
     }
 
     /// Returns the nodes of a file's map, parents before children.
     pub fn nodes(&self, inode: &InodeRecord) -> &[Node] {
-        &self.nodes[inode.nodes.0 as usize..inode.nodes.1 as usize]
+        &self.maps.nodes[inode.nodes.0 as usize..inode.nodes.1 as usize]
     }
 
     /// Returns the inode in use with this number.
@@ -239,6 +241,17 @@ impl Metadata {
         }
     }
 
+    /// Everything that is planned knows the free stretches one by one.
+    fn check_free_runs(&self, most: usize) -> Result<()> {
+        let runs = self.used.runs(0..self.used.len(), false);
+        match runs.take(most + 1).count() > most {
+            true => Err(Error::unsupported(format!(
+                "ext4: what is free lies in more than {most} pieces"
+            ))),
+            false => Ok(()),
+        }
+    }
+
     fn read_inodes(&mut self, device: &dyn ReadAt, findings: &mut Findings) -> Result<()> {
         let geometry = self.fs.geometry.clone();
         self.live
@@ -327,18 +340,18 @@ impl Metadata {
             };
             let used = &mut self.used;
             let mut claim = |block: BlockNr, count: u64| used.set_range(block..block + count) == 0;
-            match read_map(&self.fs, device, number, inode, &mut claim) {
-                Ok(map) => {
-                    if self.extents.len() + map.extents.len() > MAX_EXTENTS {
-                        return Err(Error::unsupported(format!(
-                            "ext4: the files are in more than {MAX_EXTENTS} pieces"
-                        )));
-                    }
-                    record.extents = append(&mut self.extents, map.extents);
-                    record.nodes = append(&mut self.nodes, map.nodes);
+            let (fs, maps) = (&self.fs, &mut self.maps);
+            // OK: MAX_EXTENTS bounds both.
+            let (extents, nodes) = (maps.extents.len() as u32, maps.nodes.len() as u32);
+            match add_map(fs, device, number, inode, &mut claim, maps, MAX_EXTENTS) {
+                Ok(()) => {
+                    record.extents = (extents, maps.extents.len() as u32);
+                    record.nodes = (nodes, maps.nodes.len() as u32);
                 }
                 Err(MapError::Device(error)) => return Err(error),
                 Err(MapError::Broken(text)) => {
+                    maps.extents.truncate(extents as usize);
+                    maps.nodes.truncate(nodes as usize);
                     findings.damaged(format!("inode {number}: {text}"));
                 }
             }
@@ -515,9 +528,21 @@ fn overlap(a: &Range<u64>, b: Range<u64>) -> u64 {
     a.end.min(b.end).saturating_sub(a.start.max(b.start))
 }
 
-fn append<T>(pool: &mut Vec<T>, items: Vec<T>) -> (u32, u32) {
-    // OK: MAX_EXTENTS bounds the one pool, and there are fewer nodes than extents and pointers.
-    let start = pool.len() as u32;
-    pool.extend(items);
-    (start, pool.len() as u32)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::ext4::test_image::mke2fs;
+    use crate::io::memory::MemoryDisk;
+
+    #[test]
+    fn free_stretches_are_counted() {
+        let disk = MemoryDisk::from(mke2fs(24 << 20, &["-g", "1024"]));
+        let metadata = Metadata::read(&disk, &mut Findings::default()).unwrap();
+        let runs = metadata.used.runs(0..metadata.used.len(), false).count();
+        assert!(runs > 1);
+        assert!(metadata.check_free_runs(runs).is_ok());
+        let refused = metadata.check_free_runs(runs - 1).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    }
 }

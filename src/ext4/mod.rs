@@ -358,12 +358,7 @@ impl Ext4 {
             ));
         }
         if self.recovery.fast_commits > 0 {
-            // They change no bitmap, so that there would be a moment without journal and without
-            // the bitmaps of what they brought.
-            return Err(Error::unsupported(
-                "ext4 with fast commits to replay cannot be resized in place",
-            )
-            .with_hint(journal::HINT));
+            return self.grow_settled(device, metadata, new_len);
         }
         let geometry = &self.fs.geometry;
         let blocks = new_len / geometry.block_size;
@@ -382,6 +377,35 @@ impl Ext4 {
             old_len: self.total_bytes(),
             new_len: plan.len(),
         })
+    }
+
+    /// Plans the growth of a filesystem whose fast commits first become part of its log.
+    fn grow_settled(
+        &self,
+        device: &dyn ReadAt,
+        metadata: &Metadata,
+        new_len: u64,
+    ) -> Result<Growth> {
+        let present = plan::plan(metadata, self.fs.geometry.blocks_count).map_err(no_fit)?;
+        let mut recovered = self.overlay.clone();
+        recovered.merge(&self.changes(device, metadata, &present)?);
+        let Some(mut steps) = in_place::settle_fast_commits(&self.found, device, &recovered)?
+        else {
+            return Err(Error::unsupported(
+                "ext4 with more fast commits to replay than its journal has room for cannot be \
+                 resized in place",
+            )
+            .with_hint(journal::HINT));
+        };
+        let flat = steps.flat(device.len());
+        let view = flat.over(device);
+        let settled = Self::open(&view)?;
+        if settled.recovery.fast_commits > 0 {
+            return Err(Error::internal("fast commits outlive their transaction"));
+        }
+        let growth = settled.grow(&view, new_len)?;
+        steps.append(growth.steps);
+        Ok(Growth { steps, ..growth })
     }
 
     /// Returns the steps of a plan in place: recovery, what it left to do, and then the plan.
@@ -447,23 +471,34 @@ fn in_place_steps(
 ) -> Result<Steps> {
     let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
     let journal = InodeNr(fs.superblock.s_journal_inum());
-    let places = |group: &GroupDesc| plan::parts(group, 0).map(|(block, _)| block);
-    let groups = metadata.table.groups.iter().map(places);
-    let roots_stay = groups.eq(plan.groups[..metadata.table.groups.len()]
-        .iter()
-        .map(places))
-        && metadata
-            .place_of(journal)
-            .is_none_or(|place| !plan.changes(place));
     in_place::Change {
         fs: &fs,
         device,
         metadata,
         geometry: &plan.geometry,
         overlay,
-        roots_stay,
+        journal_stays: journal_stays(metadata, plan, journal),
     }
     .steps()
+}
+
+/// Is inode `journal` not written, and its table where it was, or where nothing was?
+fn journal_stays(metadata: &Metadata, plan: &ResizePlan, journal: InodeNr) -> bool {
+    if journal.0 == 0 {
+        return false;
+    }
+    let (group, _) = plan.geometry.inode_place(journal);
+    let [old, new] = [&metadata.table.groups, &plan.groups]
+        .map(|groups| groups.get(group as usize).map(GroupDesc::inode_table));
+    let (Some(old), Some(new)) = (old, new) else {
+        return false;
+    };
+    let mut table = new..new + plan.geometry.itable_blocks;
+    let is_there = old == new || table.all(|block| !metadata.used.get(block));
+    let is_written = metadata
+        .place_of(journal)
+        .is_some_and(|at| plan.changes(at));
+    is_there && !is_written
 }
 
 /// Returns what a filesystem that is known by its bitmaps alone holds without meaning.

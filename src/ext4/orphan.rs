@@ -12,6 +12,7 @@ mod truncate;
 
 use std::collections::{HashMap, HashSet};
 
+use super::bitmap::Bitmap;
 use super::inode::{EA_INODE_FL, EXTENTS_FL, I_BLOCK_SIZE, Inode, S_IFDIR, S_IFLNK, S_IFREG};
 use super::inode_table::{Slot, read_inode};
 use super::map::{EXTENT_MAGIC, build_tree};
@@ -21,6 +22,11 @@ use super::superblock::{
 use crate::error::{Error, Result};
 use crate::io::{Overlay, ReadAt};
 use crate::units::InodeNr;
+
+/// No system has more files open or more deletions under way.
+const MAX_ORPHANS: usize = if cfg!(test) { 40 } else { 1 << 18 };
+/// Bytes that are held in memory of the orphan file, and of the maps of files that were being cut.
+const MAX_BYTES: u64 = 256 << 20;
 
 /// The outcome.
 #[derive(Debug)]
@@ -123,6 +129,11 @@ pub fn orphan_links(fs: &Super, device: &dyn ReadAt) -> Result<HashMap<u32, u32>
     Ok(links)
 }
 
+fn too_many() -> Error {
+    Error::unsupported("ext4: too much was being deleted or cut when the power went")
+        .with_hint("mount the card once under Linux, or run e2fsck")
+}
+
 /// A time that e2fsck takes for one: it takes small numbers for a link of the orphan list.
 fn time_of_deletion(fs: &Super, now: u32) -> u32 {
     const S_MTIME: usize = 0x2C;
@@ -143,6 +154,11 @@ struct Work<'a> {
     device: &'a dyn ReadAt,
     orphans: Orphans,
     now: u32,
+    /// Blocks of the files that were cut, whose maps are walked: each block is met once, whoever
+    /// claims it.
+    walked: Bitmap,
+    /// Bytes of the map nodes that were written.
+    rebuilt: u64,
 }
 
 impl<'a> Work<'a> {
@@ -157,6 +173,8 @@ impl<'a> Work<'a> {
                 quota_deltas: Vec::new(),
             },
             now: time_of_deletion(fs, now),
+            walked: Bitmap::new(0),
+            rebuilt: 0,
         }
     }
 }
@@ -178,6 +196,9 @@ impl Work<'_> {
             return Err(Error::unsound(format!(
                 "ext4: inode {number} is an orphan twice"
             )));
+        }
+        if seen.len() > MAX_ORPHANS {
+            return Err(too_many());
         }
         let slot = self.read_inode(InodeNr(number))?;
         if slot.inode.i_mode() == 0 {

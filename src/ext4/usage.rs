@@ -11,14 +11,17 @@ use super::inode::Inode;
 use super::map::{MapError, read_map_alone};
 use super::plan::parts;
 use super::superblock::{SUPERBLOCK_OFFSET, Super};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::{RangeSet, ReadAt};
 use crate::units::{GroupNr, InodeNr};
+
+/// Pieces that are held in memory; each takes some hundred bytes.
+const MAX_RUNS: usize = if cfg!(test) { 500 } else { 4 << 20 };
 
 /// Returns the bytes in use.
 ///
 /// # Errors
-/// What the device fails with.
+/// What the device fails with; `Unsupported` if they lie in too many pieces.
 pub fn used_bytes(
     fs: &Super,
     table: &GroupTable,
@@ -77,6 +80,11 @@ pub fn used_bytes(
             if first < last {
                 used.insert(geometry.bytes(first, last - first));
             }
+        }
+        if used.run_count() > MAX_RUNS {
+            return Err(Error::unsupported(format!(
+                "ext4: what is in use lies in more than {MAX_RUNS} pieces"
+            )));
         }
     }
     Ok(used)
@@ -214,5 +222,19 @@ mod tests {
             let error = Ext4::open(&disk).unwrap_err().one_line();
             assert!(error.contains(text), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_used_may_not_lie_in_endless_pieces() {
+        let features = "^metadata_csum,^uninit_bg,bigalloc";
+        let disk = MemoryDisk::from(mke2fs(32 << 20, &["-O", features, "-C", "2048"]));
+        let fs = Super::read(&disk).unwrap().unwrap();
+        let table = GroupTable::read(&fs, &disk).unwrap();
+        let last = table.groups.last().unwrap();
+        let bitmap = fs.geometry.offset(last.block_bitmap());
+        disk.write_all_at(bitmap + 16, &[0x55; 512]).unwrap();
+        let error = Ext4::open(&disk).unwrap_err();
+        assert_eq!(error.kind(), crate::error::ErrorKind::Unsupported);
+        assert!(error.one_line().contains("more than 500 pieces"), "{error}");
     }
 }

@@ -18,6 +18,9 @@ const VOLUME_ID: u8 = 0x08;
 const DIRECTORY: u8 = 0x10;
 const LONG_NAME: u8 = 0x0f;
 
+/// Where a short entry has the day of the last access.
+const LAST_ACCESS: usize = 18;
+
 /// A file, directory or label, as the short entry has it.
 pub(super) struct Found<'a> {
     short: &'a [u8],
@@ -96,6 +99,20 @@ pub(super) fn read_file<D: ReadAt + ?Sized>(
         }
     }
     Ok(Some(contents))
+}
+
+/// Returns the root directory without the days of the last access, which reading changes.
+pub(super) fn read_unaccessed_root<D: ReadAt + ?Sized>(
+    geometry: &Geometry,
+    dev: &D,
+) -> Result<Vec<u8>> {
+    let mut directory = read_root(geometry, dev)?;
+    for entry in directory.chunks_exact_mut(ENTRY) {
+        if entry[11] != LONG_NAME {
+            entry[LAST_ACCESS..LAST_ACCESS + 2].fill(0);
+        }
+    }
+    Ok(directory)
 }
 
 fn read_root<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<Vec<u8>> {

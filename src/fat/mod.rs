@@ -62,6 +62,9 @@ pub struct Usage {
     pub bad_clusters: u32,
     /// Was it unmounted properly, with no error noted?
     pub clean: bool,
+    /// Of the entries and the root directory, but for the days of the last access: not the same
+    /// after something else was written.
+    pub digest: [u8; 32],
     /// What a user should know, a line each.
     pub warnings: Vec<String>,
 }

@@ -11,6 +11,9 @@ use crate::io::{RangeSet, ReadAt};
 /// With more clusters only areas are told apart: the whole FAT is held in memory.
 const MOST_CLUSTERS: u32 = 4 << 20;
 
+/// Bytes of paths that wait to be looked at; what is behind them stays without a name.
+const MOST_PATHS: usize = 64 << 20;
+
 /// A stretch, what it belongs to, and its place in the file if it is a file's.
 pub type Owned = (Range<u64>, String, Option<u64>);
 
@@ -65,15 +68,10 @@ fn files<D: ReadAt + ?Sized>(
     let table = entries(geometry, dev)?;
     // A cluster belongs to the first chain that has it, so no walk goes in circles.
     let mut seen = vec![false; table.len()];
-    let mut work = Vec::new();
+    let mut work = Work::default();
     match geometry.root {
         Root::Fixed { start, len } => {
-            add_files(
-                &dev.read_vec_at(start, len as usize)?,
-                "",
-                geometry,
-                &mut work,
-            );
+            work.add_files(&dev.read_vec_at(start, len as usize)?, "", geometry);
         }
         Root::Chain { first } => work.push(Chain {
             path: "/".into(),
@@ -104,20 +102,46 @@ fn files<D: ReadAt + ?Sized>(
         }
         if chain.is_dir {
             let path = chain.path.trim_end_matches('/');
-            add_files(&contents, path, geometry, &mut work);
+            work.add_files(&contents, path, geometry);
         }
     }
     Ok(())
 }
 
-fn add_files(directory: &[u8], path: &str, geometry: &Geometry, work: &mut Vec<Chain>) {
-    for file in dir::entries(directory) {
-        if let Some(name) = file.name() {
-            work.push(Chain {
-                path: format!("{path}/{name}"),
-                first: file.first_cluster(geometry),
-                is_dir: file.is_dir(),
-            });
+/// What is yet to be looked at, the last first.
+#[derive(Default)]
+struct Work {
+    chains: Vec<Chain>,
+    /// Bytes of all their paths.
+    held: usize,
+}
+
+impl Work {
+    /// Takes a chain, unless too much waits already: folders in folders without end have paths that
+    /// grow and grow.
+    fn push(&mut self, chain: Chain) {
+        let held = self.held + chain.path.len() + size_of::<Chain>();
+        if held <= MOST_PATHS {
+            self.held = held;
+            self.chains.push(chain);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Chain> {
+        let chain = self.chains.pop()?;
+        self.held -= chain.path.len() + size_of::<Chain>();
+        Some(chain)
+    }
+
+    fn add_files(&mut self, directory: &[u8], path: &str, geometry: &Geometry) {
+        for file in dir::entries(directory) {
+            if let Some(name) = file.name() {
+                self.push(Chain {
+                    path: format!("{path}/{name}"),
+                    first: file.first_cluster(geometry),
+                    is_dir: file.is_dir(),
+                });
+            }
         }
     }
 }

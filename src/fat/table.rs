@@ -1,7 +1,7 @@
 //! The file allocation table: an entry per cluster, which names the next one of its chain.
 
 use super::boot::{Geometry, u16_at, u32_at};
-use super::{FatKind, Usage};
+use super::{FatKind, Usage, dir};
 use crate::error::{Error, Result};
 use crate::io::{RangeSet, ReadAt};
 
@@ -112,8 +112,10 @@ pub(super) fn usage<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<
         free_clusters: 0,
         bad_clusters: 0,
         clean: true,
+        digest: [0; 32],
         warnings: Vec::new(),
     };
+    let mut digest = blake3::Hasher::new();
     let mut runs = Runs::new(geometry);
     let copies: Vec<u8> = match geometry.mirrored {
         true => (1..geometry.fats).collect(),
@@ -132,6 +134,7 @@ pub(super) fn usage<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<
             .collect::<Result<Vec<_>>>()?;
         for (index, &value) in active.iter().enumerate() {
             let cluster = first + index as u32;
+            digest.update(&value.to_le_bytes());
             let differs = mirrors.iter().any(|mirror| mirror[index] != value);
             disagreeing += u32::from(differs);
             if cluster < 2 {
@@ -167,6 +170,10 @@ pub(super) fn usage<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<
         usage.warnings.push("it was not unmounted properly".into());
     }
     usage.allocated = runs.finish();
+    if let Ok(root) = dir::read_unaccessed_root(geometry, dev) {
+        digest.update(&root);
+    }
+    usage.digest = digest.finalize().into();
     Ok(usage)
 }
 

@@ -14,7 +14,8 @@ use super::plan::{CELL, FlashPlan};
 use super::source::ImageSource;
 use super::write::{RangeCheck, Unpacked, read_cells};
 use crate::bmap::Bmap;
-use crate::error::Result;
+use crate::codec::foreign;
+use crate::error::{Error, Result};
 use crate::io::{AlignedBuf, Overlay, ReadAt};
 use crate::partition::PartitionTable;
 use crate::pipeline::{Job, Queue, guarded, together};
@@ -60,6 +61,10 @@ pub fn check(
     progress.started(Phase::Verify, plan.bytes())?;
     let mut first = AlignedBuf::zeroed(CELL as usize);
     let count = reader.read_full(&mut first)?;
+    if count == 0 {
+        return Err(Error::unsound("the image is empty"));
+    }
+    foreign::refuse(&first[..count], &[])?;
     let pool = Arc::new(Queue::new(BUFFERS));
     for _ in 1..BUFFERS {
         pool.push(AlignedBuf::zeroed(CELL as usize));

@@ -42,6 +42,7 @@ pub use target::{Card, Slot};
 pub use verify::Verification;
 
 use crate::bmap::Bmap;
+use crate::codec::foreign;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{AlignedBuf, ReadAt, check_range};
 use crate::partition::PartitionTable;
@@ -136,6 +137,7 @@ pub fn flash(
         return Err(Error::unsound("the image is empty"));
     }
     let begin = first[..count].to_vec();
+    foreign::refuse(&begin, &[])?;
     let needed = needed_by_table(&begin);
     if let Some(len) = reader.exact_len() {
         cut_off::refuse(&begin, len, |start, buf| {
@@ -149,7 +151,13 @@ pub fn flash(
         .map(|slot| Lane::new(slot, !options.verify))
         .collect();
     for lane in &lanes {
-        lane.attempt(|| plan.check_fits(lane.len(), needed));
+        lane.attempt(|| {
+            plan.check_fits(lane.len(), needed)?;
+            match options.expand {
+                Some(ExpandTo::Size(size)) => plan::check_wish(size, lane.len()),
+                _ => Ok(()),
+            }
+        });
     }
     let mut reports: Vec<CardReport> = lanes
         .iter()

@@ -140,6 +140,25 @@ impl FlashPlan {
     }
 }
 
+/// Refuses a partition of `size` bytes on a card of `card_len`, before anything is written.
+///
+/// # Errors
+/// `NoSpace` with both sizes.
+pub(super) fn check_wish(size: u64, card_len: u64) -> Result<()> {
+    if size <= card_len {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::NoSpace,
+        format!(
+            "the last partition cannot have {size} bytes ({}): the card has {card_len} ({})",
+            human_bytes(size),
+            human_bytes(card_len)
+        ),
+    )
+    .with_hint("--expand max takes what there is"))
+}
+
 pub(super) fn too_small(what: &str, image: u64, card: u64) -> Error {
     Error::new(
         ErrorKind::NoSpace,
@@ -200,6 +219,9 @@ mod tests {
         assert!(error.to_string().contains("the card 3999"), "{error}");
         let error = plan.check_fits(4000, Some(8192)).unwrap_err();
         assert!(error.to_string().contains("partitions need 8192"));
+        check_wish(4000, 4000).unwrap();
+        let error = check_wish(4001, 4000).unwrap_err();
+        assert!(error.to_string().contains("4001 bytes"), "{error}");
         let error = FlashPlan::new(Some(5), Some(&map(BLOCK, &[(0, 0)]))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsound);
     }

@@ -293,7 +293,7 @@ impl ImageReader for Hashed {
                     hex(&expected)
                 ),
             )
-            .with_hint("fetch the image again")),
+            .with_hint("fetch the image again, unless it is the checksum that is another image's")),
             _ => Ok(self.decoder.bytes_out()),
         }
     }

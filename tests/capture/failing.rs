@@ -18,22 +18,27 @@ const BLOCK: u64 = 1024;
 const PAGE: u64 = 4096;
 
 /// A card that cannot be read in one place. The page cache makes that whole pages.
-struct Failing {
+pub struct Failing {
     server: Child,
-    mounted: PathBuf,
+    pub mounted: PathBuf,
     device: String,
+    log: PathBuf,
 }
 
 impl Failing {
-    fn new(scratch: &Scratch, card: &Path, bad: &Range<u64>) -> Self {
+    pub fn new(scratch: &Scratch, card: &Path, bad: &Range<u64>) -> Self {
         let mounted = scratch.path("failing.img");
         fs::write(&mounted, []).unwrap();
+        let log = scratch.path("reads.part");
+        fs::write(&log, []).unwrap();
         let (path, start, end) = (card.display(), bad.start, bad.end);
         let read = format!(
-            "pread=if [ $4 -lt {end} ] && [ $(($4 + $3)) -gt {start} ]; then
+            "pread=echo $4 $3 >> {}
+             if [ $4 -lt {end} ] && [ $(($4 + $3)) -gt {start} ]; then
                  echo EIO bad sector >&2; exit 1
              fi
-             dd if={path} iflag=skip_bytes,count_bytes,fullblock bs=64k skip=$4 count=$3 status=none"
+             dd if={path} iflag=skip_bytes,count_bytes,fullblock bs=64k skip=$4 count=$3 status=none",
+            log.display()
         );
         let mut server = Command::new("nbdfuse")
             .arg(&mounted)
@@ -53,6 +58,7 @@ impl Failing {
                     server,
                     mounted,
                     device,
+                    log,
                 };
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -60,6 +66,18 @@ impl Failing {
         let _ = server.kill();
         let _ = server.wait();
         panic!("nbdfuse and nbdkit do not serve");
+    }
+
+    /// What was asked of it so far: offsets and lengths in bytes. Its page cache answers for
+    /// itself, and asks for more than it was asked.
+    pub fn reads(&self) -> Vec<Range<u64>> {
+        let log = fs::read_to_string(&self.log).unwrap();
+        let reads = log.lines().filter_map(|line| {
+            let (start, len) = line.split_once(' ')?;
+            let (start, len): (u64, u64) = (start.parse().ok()?, len.parse().ok()?);
+            Some(start..start + len)
+        });
+        reads.collect()
     }
 }
 
@@ -72,6 +90,13 @@ impl Drop for Failing {
             .status();
         let _ = self.server.wait();
     }
+}
+
+/// How many sectors a map file has of these kinds.
+pub fn listed_as(map: &Path, kinds: &str) -> usize {
+    let kinds = format!("-l{kinds}");
+    let words = [Path::new("-b512"), Path::new(&kinds), map];
+    run("ddrescuelog", words).lines().count()
 }
 
 /// Where a file's `index`th block begins on the card, whose partition `number` it is in.
@@ -120,6 +145,20 @@ fn a_failing_card_is_captured_and_the_lost_file_named() {
         assert_eq!(loss["partition"], 2);
         assert_eq!(loss["source"]["start"], bad.start);
         assert_eq!(told["file_sha256"], run("sha256sum", [&image])[..64]);
+        // People are told the same.
+        let done = pishrink()
+            .args(["capture", "--force"])
+            .args([source, &image])
+            .output()
+            .unwrap();
+        assert_eq!(done.status.code(), Some(6));
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        let from = index * BLOCK - before;
+        let line = format!(
+            "{PAGE} bytes of {file} from its byte {from} on (partition 2, byte {start} of the source)",
+            start = bad.start
+        );
+        assert!(said.contains(&line), "{said}");
         // Only that stretch differs from what a sound card gives.
         let (expected, found) = (fs::read(&whole).unwrap(), fs::read(&image).unwrap());
         let differing: Vec<_> = (0..found.len())
@@ -132,5 +171,13 @@ fn a_failing_card_is_captured_and_the_lost_file_named() {
         let map = fs::read_to_string(scratch.path(&format!("{name}.mapfile"))).unwrap();
         let line = format!("0x{:08X}  0x00001000  -", bad.start);
         assert!(map.lines().any(|found| found == line), "{map}");
+        // So reads ddrescue it.
+        let map = scratch.path(&format!("{name}.mapfile"));
+        let listed = run("ddrescuelog", [Path::new("-b512"), Path::new("-l-"), &map]);
+        let sectors: Vec<_> = (bad.start / 512..bad.end / 512)
+            .map(|sector| sector.to_string())
+            .collect();
+        assert_eq!(listed.lines().collect::<Vec<_>>(), sectors);
+        assert_eq!(listed_as(&map, "/*"), 0);
     }
 }

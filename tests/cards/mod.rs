@@ -9,6 +9,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
+pub use crate::scratch::{Scratch, noise};
+
 const MIB: u64 = 1 << 20;
 
 pub fn pishrink() -> Command {
@@ -28,24 +30,10 @@ pub fn run<A: AsRef<OsStr>>(tool: &str, words: impl IntoIterator<Item = A>) -> S
     said
 }
 
-/// A folder for one test, removed at its end.
-pub struct Scratch(PathBuf);
-
 impl Scratch {
-    pub fn new(name: &str) -> Self {
-        let name = format!("capture-{name}-{}", std::process::id());
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
     /// Holds what is in the folder, folders and tools' files aside, against a list.
     pub fn expect(&self, names: &[&str]) {
-        let mut found: Vec<_> = fs::read_dir(&self.0)
+        let mut found: Vec<_> = fs::read_dir(self.path("."))
             .unwrap()
             .map(|entry| entry.unwrap())
             .filter(|entry| entry.file_type().unwrap().is_file())
@@ -103,7 +91,7 @@ impl Scratch {
             let name = format!("home/pi/many/file-{number}");
             fs::write(
                 root.join(name),
-                noise(number, (number as usize * 37) % 9000),
+                noise(number, u64::from(number * 37 % 9000)),
             )
             .unwrap();
         }
@@ -129,7 +117,7 @@ impl Scratch {
         fs::write(&tail, noise(99, 2 << 20)).unwrap();
         let fill = size * 6 / 10;
         let filler = self.path("filler.part");
-        fs::write(&filler, noise(98, fill as usize)).unwrap();
+        fs::write(&filler, noise(98, fill)).unwrap();
         let script = format!(
             "write {} filler\nwrite {} tail\nrm filler\n",
             filler.display(),
@@ -217,12 +205,6 @@ impl Scratch {
         // Between partitions lies what nobody needs.
         file.write_all_at(&noise(4, 4096), 18 * MIB).unwrap();
         card
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -498,20 +480,6 @@ fn files_of(scratch: &Scratch, image: &Path, part: &Part, name: &str) -> PathBuf
         other => panic!("{other:?} in {part:?}"),
     }
     folder
-}
-
-/// The same bytes for the same seed, and none of them compressible.
-fn noise(seed: u32, len: usize) -> Vec<u8> {
-    let mut state = u64::from(seed) + 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 fn sfdisk(card: &Path, table: &str) {

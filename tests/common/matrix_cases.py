@@ -389,3 +389,40 @@ life("bigalloc-emptied", 90, ["-t", "ext4", "-b", "1024", "-C", "4096", "-O", E1
      keep="bigalloc")
 simple("external-journal-4k", 48, mk(1024, E142.replace("has_journal,", ""), "-J", "device={jdev}"), dict(LIGHT, parts=["links", "xattrs", "deep", "htree"]),
        keep="external journal", extra=["{name}.journal"])
+
+# --- odd shapes ---------------------------------------------------------------------------------
+for bs in (8192, 16384, 32768, 65536):
+    # As mke2fs makes them by itself: one group, larger than the filesystem.
+    case("pages-of-%d" % bs, ("mkfs", 120, ["-t", "ext4", "-b", str(bs), "-O", E147, "-d", "{tree}"]), kernel=False)
+    case("pages-of-%d-inline" % bs, ("mkfs", 120, ["-t", "ext4", "-b", str(bs), "-g", "512", "-O", E143 + ",inline_data,ea_inode", "-I", str(bs), "-N", "400", "-d", "{tree}"]),
+         kernel=False)
+case("pages-of-65536-uninit", ("mkfs", 140, ["-t", "ext4", "-b", "65536", "-g", "512", "-O", E142 + ",^flex_bg", "-d", "{tree}"]), kernel=False)
+case("pages-of-32768-ext3", ("mkfs", 140, ["-t", "ext3", "-b", "32768", "-g", "512", "-O", EXT3, "-d", "{tree}"]), kernel=False)
+case("bigalloc-64k-pages", ("mkfs", 160, ["-t", "ext4", "-b", "65536", "-C", "262144", "-O", E147 + ",bigalloc", "-d", "{tree}"]), kernel=False, keep="bigalloc")
+for size in (128, 256, 1024):
+    simple("descriptors-of-%d" % size, 44, mk(1024, E143, "-E", "desc_size=%d" % size), TINY)
+simple("descriptors-of-512-4k", 60, mk(4096, E147, "-E", "desc_size=512"), TINY)
+simple("uninit-64bit", 44, mk(1024, E142 + ",64bit"), TINY)
+simple("uninit-64bit-noflex", 44, mk(1024, E142 + ",64bit,^flex_bg", "-E", "desc_size=128"), TINY)
+simple("pointers-64bit", 44, mk(1024, E143.replace(",extent,", ",")), dict(TINY, extents=False))
+simple("group-just-full", kib(1 + 8192), ["-t", "ext4", "-b", "1024", "-O", E143, "-m", "0"], dict(TINY, parts=["links", "fragmented", "mix_full"]))
+simple("groups-just-full-4k", kib(3 * 2048 * 4), mk(4096, E142, "-m", "0"), dict(TINY, parts=["links", "fragmented", "mix_full"]))
+simple("flex-largest", 44, mk(1024, E143, "-G", str(1 << 31)), TINY)
+simple("groups-of-256-plain", 24, ["-t", "ext4", "-b", "1024", "-g", "256", "-O", E143, "-N", "1600"], TINY)
+simple("groups-of-256-alone", 24, ["-t", "ext4", "-b", "1024", "-g", "256", "-O", E142 + ",^flex_bg,^resize_inode", "-N", "1600"], TINY)
+simple("inodes-per-block-one", 60, mk(4096, E143, "-N", "1000", inode=4096), TINY)
+simple("journal-at-the-end", 60, mk(1024, E143, "-J", "size=4,location=50M"), TINY)
+simple("packed-and-two-backups", 60, mk(1024, E143 + ",sparse_super2", "-E", "packed_meta_blocks=1,num_backup_sb=2"), TINY, keep="sparse_super2")
+simple("packed-noflex-group", 60, mk(1024, E147, "-G", "1", "-E", "packed_meta_blocks=1"), TINY)
+simple("zeroed-before", 44, mk(4096, E147, "-E", "assume_storage_prezeroed=1"), TINY)
+simple("bigalloc-largest", 120, ["-t", "ext4", "-b", "1024", "-C", str(1 << 20), "-O", E143 + ",bigalloc"], KEPT, keep="bigalloc")
+simple("reserved-most", 44, mk(1024, E143, "-m", "50"), TINY)
+simple("half-of-inodes-large", 60, mk(2048, E147 + ",large_dir,ea_inode,inline_data", "-N", "600", inode=2048), first(TINY, "inline", "big_xattrs"))
+case("online-past-reserve", ("mkfs", 17, mk(1024, E143, "-E", "resize=20000")), ("fill", dict(TINY, parts=["links", "spread_dirs"]), ""), ("online", 300), ("fill", MORE, ""))
+life("holes-of-bad-blocks", 60, mk(1024, E143), ("run", ["sh", "-c", "seq 20000 37 29000 > {bad}; for b in $(cat {bad}); do debugfs -R \"testb $b\" {img} 2>/dev/null | "
+                                                      "grep -q 'not in use' && echo $b; done > {bad}.free; e2fsck -fy -l {bad}.free {img}; rm {bad}.free; true"]), again=MORE)
+life("directories-moved", 60, mk(4096, E142), ("run?", ["e2fsck", "-fyD", "-E", "no_optimize_extents", "{img}"]), tune("-O", "^dir_index"), ("run?", ["e2fsck", "-fyD", "{img}"]), again=MORE)
+life("journal-off-and-on", 60, mk(1024, E147), tune("-O", "^has_journal"), tune("-O", "has_journal", "-J", "size=8"), again=MORE)
+life("csum-on-late", 60, mk(1024, EXT4), tune("-O", "metadata_csum"), ("run?", ["e2fsck", "-fyD", "{img}"]), again=MORE)
+life("mmp-on", 44, mk(1024, E143), tune("-O", "mmp"), kernel=True)
+life("shrunk-to-a-group", 60, mk(1024, E143 + ",^resize_inode"), *shrink(16))

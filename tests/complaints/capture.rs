@@ -403,7 +403,7 @@ fn c23_there_is_a_line_at_once_and_a_clean_stop() {
     // A stop in the middle of writing; the signal comes when the card has been slow for a while.
     let image = scratch.path("raw.img");
     fs::write(&image, noise(90 * MIB)).unwrap();
-    let slow = BadCard::mount(&scratch, "slow", 100 * MIB, &format!("stall={},3", 8 * MIB));
+    let (_slow, slow) = scratch.bad_card("slow", 100 * MIB, &format!("stall={},3", 8 * MIB));
     let script = format!(
         "import signal, subprocess, sys, time
 p = subprocess.Popen([{:?}, 'flash', {image:?}, {:?}, '--yes'])
@@ -411,7 +411,7 @@ time.sleep(1.5)
 p.send_signal(signal.SIGINT)
 sys.exit(p.wait())",
         env!("CARGO_BIN_EXE_pishrink"),
-        slow.card()
+        slow
     );
     outcome(Command::new("python3").args(["-c", &script])).complains(130, &["stopped"]);
 }

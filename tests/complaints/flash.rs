@@ -64,15 +64,15 @@ fn c02_a_failed_verification_says_where_how_and_whose_fault() {
             "try another reader",
         ),
     ] {
-        let bad = BadCard::mount(&scratch, name, 80 * MIB, &fault);
-        let said = pishrink(&["flash", &image, &bad.card(), "--yes"]);
+        let (_bad, bad) = scratch.bad_card(name, 80 * MIB, &fault);
+        let said = pishrink(&["flash", &image, &bad, "--yes"]);
         let place = format!("{place}{how}");
-        said.complains(4, &[&bad.card(), &place, next, "the card is worn out"]);
+        said.complains(4, &[&bad, &place, next, "the card is worn out"]);
         assert!(said.out.contains("failed"), "{}", said.out);
     }
     // Passing trouble is repaired, and told.
-    let bad = BadCard::mount(&scratch, "once", 80 * MIB, &format!("flip-once={at}"));
-    let said = pishrink(&["flash", &image, &bad.card(), "--yes", "--expand", "none"]);
+    let (_bad, bad) = scratch.bad_card("once", 80 * MIB, &format!("flip-once={at}"));
+    let said = pishrink(&["flash", &image, &bad, "--yes", "--expand", "none"]);
     said.tells(&["good"]);
     assert!(
         said.err.contains("read back wrong; writing them again"),
@@ -159,6 +159,51 @@ fn c10_a_card_a_few_megabytes_smaller_will_do() {
     shell(&format!("e2fsck -fn '{smaller}?offset={ROOT}'"));
 }
 
+/// 14: slow writes (rpi-imager#235 #1205 #1306 #1321 #1365 #1390; etcher#3474): large requests, and
+/// only of what is in use.
+#[test]
+fn c14_cards_are_written_in_large_requests_and_only_where_something_is() {
+    let scratch = Scratch::new("c14");
+    let image = scratch.path("x.img");
+    pishrink(&["capture", &scratch.card("card.img"), &image]).tells(&["-> "]);
+    let device = Loop::attach(&scratch.blank("target", 400 * MIB));
+    // Requests and sectors that were written.
+    let written = || -> (u64, u64) {
+        let name = device.0.rsplit('/').next().unwrap();
+        let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
+        let fields: Vec<u64> = stat
+            .split_whitespace()
+            .map(|word| word.parse().unwrap())
+            .collect();
+        (fields[4], fields[6])
+    };
+    let before = written();
+    let words = [
+        "flash",
+        &image,
+        &device.0,
+        "--yes",
+        "--allow-any-device",
+        "--expand",
+        "none",
+    ];
+    let said = pishrink(&words);
+    said.tells(&["good"]);
+    let after = written();
+    let (requests, bytes) = (after.0 - before.0, 512 * (after.1 - before.1));
+    assert!(bytes < len(&image), "{bytes}");
+    assert!(
+        bytes / requests > 128 << 10,
+        "{bytes} bytes in {requests} requests"
+    );
+    let told = said
+        .out
+        .lines()
+        .find(|line| line.starts_with(&device.0))
+        .unwrap();
+    assert!(told.contains(" MB  ") && !told.contains("419 MB"), "{told}");
+}
+
 /// 20: a drive is missing from the list (rpi-imager#158 #552 #606 #684 #748 #1352 #1420).
 #[test]
 fn c20_the_list_says_why_a_disk_is_not_in_it() {
@@ -182,8 +227,8 @@ fn c20_the_list_says_why_a_disk_is_not_in_it() {
 fn c24_counterfeits_are_named_before_anything_is_written() {
     let scratch = Scratch::new("c24");
     let image = scratch.card("x.img");
-    let bad = BadCard::mount(&scratch, "fake", 256 * MIB, &format!("wrap={}", 64 * MIB));
-    let device = shell(&format!("losetup --show -f {}", bad.card()));
+    let (_bad, bad) = scratch.bad_card("fake", 256 * MIB, &format!("wrap={}", 64 * MIB));
+    let device = shell(&format!("losetup --show -f {}", bad));
     let device = Loop(device.trim().to_owned());
     let said = pishrink(&["flash", &image, &device.0, "--yes", "--allow-any-device"]);
     let claim = format!("{} claims 268 MB but has at most 67.1 MB", device.0);

@@ -3,12 +3,14 @@
 //! and shows what pishrink does and says instead. `repository#number` is an issue on GitHub; PS is
 //! Drewsif/PiShrink.
 //!
-//! What has its proof elsewhere, because there is nothing to be said to a user:
-//! 4 (no macOS): scripts/check-targets, scripts/run-foreign. 14 (slow writes): scripts/bench.
-//! 22 (NVMe and USB roots do not expand): no device name is ever written to a card; expansion is
-//! complaint 1. 15, 16, 18 (identity, Wi-Fi, clones): nothing of it is changed, by design; that an
-//! image is its card to the byte is what every comparison in these tests holds.
+//! 4 (no macOS) cannot happen here: src/cli/devices.rs has what is said on a Mac, from what its
+//! diskutil told, and scripts/check-targets holds the rest to its types.
 
+#[path = "../common/badcard.rs"]
+mod badcard;
 mod capture;
 mod flash;
+mod identity;
+#[path = "../common/scratch.rs"]
+mod scratch;
 mod tools;

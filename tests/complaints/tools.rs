@@ -1,29 +1,35 @@
 //! Cards, a misbehaving device, and what pishrink says.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+
+use crate::badcard::BadCard;
+use crate::scratch;
 
 pub const MIB: u64 = 1 << 20;
 
 /// Where the root filesystem of [`card`] begins.
 pub const ROOT: u64 = 9 * MIB;
 
-/// A folder of a test's own, on a disk: memory may know no direct I/O.
-pub struct Scratch(PathBuf);
+/// A folder of a test's own, its paths as text.
+pub struct Scratch(scratch::Scratch);
 
 impl Scratch {
     pub fn new(name: &str) -> Self {
-        let name = format!("complaints-{name}-{}", std::process::id());
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
+        Self(scratch::Scratch::new(name))
     }
 
     pub fn path(&self, name: &str) -> String {
-        self.0.join(name).into_os_string().into_string().unwrap()
+        text(self.0.path(name))
+    }
+
+    /// Mounts a card that misbehaves; returns its path as well.
+    pub fn bad_card(&self, name: &str, len: u64, fault: &str) -> (BadCard, String) {
+        let bad = BadCard::mount(&self.0, name, len, &[fault]);
+        let path = text(bad.card());
+        (bad, path)
     }
 
     /// Makes an empty card as a file.
@@ -64,12 +70,6 @@ impl Scratch {
              rm {fill}; e2fsck -fn '{card}?offset={ROOT}' >/dev/null 2>&1"
         ));
         card
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -163,55 +163,13 @@ impl Drop for Loop {
     }
 }
 
-/// A card that misbehaves: a file in a FUSE file system of the tests' own.
-pub struct BadCard {
-    server: Child,
-    folder: String,
-}
-
-impl BadCard {
-    pub fn mount(scratch: &Scratch, name: &str, len: u64, fault: &str) -> Self {
-        let backing = scratch.blank(&format!("{name}.bin"), len);
-        let folder = scratch.path(name);
-        fs::create_dir(&folder).unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/flash/badcard.py");
-        let mut server = Command::new("python3")
-            .args([script, &folder, &backing, fault])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let stdout = server.stdout.take().unwrap();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        assert_eq!(line, "mounted\n", "FUSE is needed");
-        Self { server, folder }
-    }
-
-    pub fn card(&self) -> String {
-        format!("{}/card", self.folder)
-    }
-}
-
-impl Drop for BadCard {
-    fn drop(&mut self) {
-        let _ = outcome(Command::new("umount").args(["-l", &self.folder]));
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
 /// Noise that is always the same.
 pub fn noise(len: u64) -> Vec<u8> {
-    let mut state = 88_172_645_463_325_252_u64;
-    (0..len.div_ceil(8))
-        .flat_map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()
-        })
-        .take(len as usize)
-        .collect()
+    scratch::noise(1, len)
+}
+
+fn text(path: PathBuf) -> String {
+    path.into_os_string().into_string().unwrap()
 }
 
 pub fn len(path: &str) -> u64 {

@@ -7,9 +7,9 @@ use super::tools::*;
 
 #[test]
 fn a_loop_device_is_flashed_grown_and_mounts() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
-    let file = scratch.card("card", 300 * MIB);
+    let file = used_card(&scratch, "card", 300 * MIB);
     let card = Loop::attach(&file);
     let said = flash(text(&image), &card.0, &["--allow-any-device"]);
     assert_eq!(said["verified"], true);
@@ -32,7 +32,7 @@ fn a_loop_device_is_flashed_grown_and_mounts() {
 
 #[test]
 fn sizes_equal_barely_enough_and_too_small() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     for (size, root) in [
         (64 * MIB, 55 * MIB),
@@ -40,7 +40,7 @@ fn sizes_equal_barely_enough_and_too_small() {
         (64 * MIB + 4096, 55 * MIB + 4096),
         (65 * MIB, 56 * MIB),
     ] {
-        let card = scratch.card("card", size);
+        let card = used_card(&scratch, "card", size);
         flash(text(&image), &card, &[]);
         assert_clean(&card, PI_ROOT);
         assert_eq!(ext_len(&card, PI_ROOT), root, "card of {size}");
@@ -52,7 +52,7 @@ fn sizes_equal_barely_enough_and_too_small() {
         );
     }
     for name in ["x.img", "x.img.xz", "x.img.gz"] {
-        let card = scratch.card("card", 63 * MIB);
+        let card = used_card(&scratch, "card", 63 * MIB);
         let before = fs::read(&card).unwrap();
         let image = scratch.path(name);
         let (code, errors) = refusal(&["flash", text(&image), text(&card), "--yes"]);
@@ -66,12 +66,12 @@ fn sizes_equal_barely_enough_and_too_small() {
 
 #[test]
 fn several_cards_each_with_its_own_end() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let cards = [
-        scratch.card("a", 100 * MIB),
-        scratch.card("b", 50 * MIB),
-        scratch.card("c", 200 * MIB),
+        used_card(&scratch, "a", 100 * MIB),
+        used_card(&scratch, "b", 50 * MIB),
+        used_card(&scratch, "c", 200 * MIB),
     ];
     let [a, b, c] = [text(&cards[0]), text(&cards[1]), text(&cards[2])];
     let (code, said) = json(&["flash", text(&image), a, b, c, "--yes"]);
@@ -94,9 +94,9 @@ fn several_cards_each_with_its_own_end() {
 
 #[test]
 fn refuses_what_would_destroy_something() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
-    let file = scratch.card("card", 80 * MIB);
+    let file = used_card(&scratch, "card", 80 * MIB);
     let before = fs::read(&file).unwrap();
     let card = Loop::attach(&file);
     let device = text(&card.0);
@@ -133,9 +133,9 @@ fn refuses_what_would_destroy_something() {
 
 #[test]
 fn without_verification_it_does_not_claim_any() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
-    let card = scratch.card("card", 80 * MIB);
+    let card = used_card(&scratch, "card", 80 * MIB);
     let said = flash(text(&image), &card, &["--no-verify"]);
     assert_eq!(said["verified"], false);
     assert!(said["verification"].is_null());
@@ -144,12 +144,12 @@ fn without_verification_it_does_not_claim_any() {
 
 #[test]
 fn wiping_leaves_nothing_behind() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let map = scratch.path("x.img.bmap");
     tool("bmaptool", &["create", "-o", text(&map), text(&image)]);
     let card = scratch.path("card");
-    fs::write(&card, noise(80 * MIB)).unwrap();
+    fs::write(&card, noise(1, 80 * MIB)).unwrap();
     let said = flash(text(&image), &card, &["--wipe", "--expand", "none"]);
     assert!(said["wiped_bytes"].as_u64().unwrap() > 40 * MIB);
     assert!(read(&card, 0, 64 * MIB) == fs::read(&image).unwrap());
@@ -163,9 +163,9 @@ fn wiping_leaves_nothing_behind() {
 /// What is read back comes from the medium, not from a cache.
 #[test]
 fn verification_reads_past_the_cache() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
-    let card = scratch.card("card", 80 * MIB);
+    let card = used_card(&scratch, "card", 80 * MIB);
     let log = scratch.path("strace");
     let status = Command::new("strace")
         .args([

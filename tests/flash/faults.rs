@@ -1,27 +1,26 @@
 //! Runs that are killed, and a card that misbehaves behind a file system of the test's own.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::tools::*;
 
 #[test]
 fn killed_at_any_moment_the_card_is_old_blank_or_complete() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let new = {
         // No zeros, so that all of it has to be written.
         let mut bytes = fs::read(&image).unwrap();
-        let noise = noise(20 * MIB);
+        let noise = noise(1, 20 * MIB);
         bytes[40 * MIB as usize..60 * MIB as usize].copy_from_slice(&noise);
         fs::write(&image, &bytes).unwrap();
         bytes
     };
     let card = scratch.path("card");
-    let old = noise(64 * MIB);
+    let old = noise(1, 64 * MIB);
     let mut outcomes = [0; 3];
     let mut limit = 200_u64;
     for round in 0..50_u64 {
@@ -63,51 +62,11 @@ fn killed_at_any_moment_the_card_is_old_blank_or_complete() {
     assert!(outcomes.iter().all(|&count| count > 0), "{outcomes:?}");
 }
 
-/// A misbehaving card, mounted.
-struct BadCard {
-    server: Child,
-    folder: PathBuf,
-}
-
-impl BadCard {
-    fn mount(scratch: &Scratch, name: &str, len: u64, faults: &[&str]) -> Self {
-        let (folder, backing) = (
-            scratch.path(name),
-            scratch.card(&format!("{name}.bin"), len),
-        );
-        fs::create_dir(&folder).unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/flash/badcard.py");
-        let mut server = Command::new("python3")
-            .args([script, text(&folder), text(&backing)])
-            .args(faults)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let stdout = server.stdout.take().unwrap();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        assert_eq!(line, "mounted\n", "FUSE is needed");
-        Self { server, folder }
-    }
-
-    fn card(&self) -> PathBuf {
-        self.folder.join("card")
-    }
-}
-
-impl Drop for BadCard {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.folder).status();
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
 /// The image of [`pi_image`], with noise from 30 to 60 MiB, so that this is written whole.
 fn noisy_image(scratch: &Scratch) -> PathBuf {
     let image = pi_image(scratch, "x.img");
     let mut bytes = fs::read(&image).unwrap();
-    bytes[30 * MIB as usize..60 * MIB as usize].copy_from_slice(&noise(30 * MIB));
+    bytes[30 * MIB as usize..60 * MIB as usize].copy_from_slice(&noise(1, 30 * MIB));
     fs::write(&image, bytes).unwrap();
     image
 }
@@ -118,7 +77,7 @@ const BLOCK: u64 = 41_947_136;
 
 #[test]
 fn a_misbehaving_card_ends_in_the_right_repair_or_the_right_message() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = noisy_image(&scratch);
     let at = |fault: &str| format!("{fault}={PLACE}");
     let first = |fault: &str| format!("{fault}=100");
@@ -187,7 +146,7 @@ fn looks_empty(medium: &Path, fault: &str) -> bool {
 
 #[test]
 fn a_card_that_takes_no_writes_is_left_as_it_was() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = noisy_image(&scratch);
     for (name, fault, words) in [
         (
@@ -210,7 +169,7 @@ fn a_card_that_takes_no_writes_is_left_as_it_was() {
 /// The same behind the kernel's block layer, which cuts and merges requests.
 #[test]
 fn a_misbehaving_block_device() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = noisy_image(&scratch);
     let at = |fault: &str| format!("{fault}={PLACE}");
     for (name, fault, expected, words) in [
@@ -248,19 +207,19 @@ fn a_misbehaving_block_device() {
 
 #[test]
 fn of_several_cards_the_good_ones_are_finished() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = noisy_image(&scratch);
     let gone = BadCard::mount(&scratch, "gone", 80 * MIB, &[&format!("gone={}", 30 * MIB)]);
     let flips = BadCard::mount(&scratch, "flips", 80 * MIB, &[&format!("flip={PLACE}")]);
     let stalls = format!("stall={},3", 40 * MIB);
     let slow = BadCard::mount(&scratch, "slow", 80 * MIB, &[&stalls]);
     let cards = [
-        scratch.card("a", 80 * MIB),
+        used_card(&scratch, "a", 80 * MIB),
         gone.card(),
         flips.card(),
-        scratch.card("small", 20 * MIB),
+        used_card(&scratch, "small", 20 * MIB),
         slow.card(),
-        scratch.card("b", 100 * MIB),
+        used_card(&scratch, "b", 100 * MIB),
     ];
     let mut arguments = vec!["flash", text(&image)];
     arguments.extend(cards.iter().map(|card| text(card)));
@@ -315,7 +274,7 @@ fn of_several_cards_the_good_ones_are_finished() {
 
 #[test]
 fn counterfeit_capacity_is_found_before_anything_is_written() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let fault = format!("wrap={}", 64 * MIB);
     let bad = BadCard::mount(&scratch, "fake", 128 * MIB, &[&fault]);
@@ -341,7 +300,7 @@ fn counterfeit_capacity_is_found_before_anything_is_written() {
 
 #[test]
 fn a_stalled_card_is_named() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = noisy_image(&scratch);
     let fault = format!("stall={},10", 40 * MIB);
     let bad = BadCard::mount(&scratch, "stalled", 80 * MIB, &[&fault]);

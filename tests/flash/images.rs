@@ -7,7 +7,7 @@ use super::tools::*;
 
 #[test]
 fn every_packing_gives_the_same_card() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let file = text(&image);
     shell(&format!(
@@ -24,7 +24,7 @@ fn every_packing_gives_the_same_card() {
         "misnamed.gz",
     ] {
         let packed = scratch.path(name);
-        let card = scratch.card("card", 80 * MIB);
+        let card = used_card(&scratch, "card", 80 * MIB);
         let said = flash(text(&packed), &card, &["--expand", "none"]);
         assert_eq!(said["verified"], true);
         assert!(
@@ -48,7 +48,7 @@ fn every_packing_gives_the_same_card() {
 
 #[test]
 fn a_block_map_gives_what_bmaptool_copies() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let map = scratch.path("x.img.bmap");
     tool("bmaptool", &["create", "-o", text(&map), text(&image)]);
@@ -93,12 +93,12 @@ fn a_block_map_gives_what_bmaptool_copies() {
 
 #[test]
 fn a_damaged_image_leaves_a_blank_card() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     tool("xz", &["-0", "-k", text(&image)]);
     let packed = scratch.path("x.img.xz");
     let whole = fs::read(&packed).unwrap();
-    let card = scratch.card("card", 80 * MIB);
+    let card = used_card(&scratch, "card", 80 * MIB);
     fs::write(&packed, &whole[..whole.len() - 100]).unwrap();
     let (code, errors) = refusal(&["flash", text(&packed), text(&card), "--yes"]);
     assert_eq!(code, 3, "{errors}");
@@ -109,14 +109,14 @@ fn a_damaged_image_leaves_a_blank_card() {
 
 #[test]
 fn checksums_given_or_beside_the_image_count() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     shell(&format!(
         "cd $(dirname {file}); zip -q x.zip x.img; xz -0 -k x.img
          for f in x.zip x.img.xz; do sha256sum $f > $f.sha256; done",
         file = text(&image)
     ));
-    let card = scratch.card("card", 80 * MIB);
+    let card = used_card(&scratch, "card", 80 * MIB);
     for name in ["x.zip", "x.img.xz"] {
         let packed = scratch.path(name);
         flash(text(&packed), &card, &[]);

@@ -38,7 +38,7 @@ fn partitions(disk: &Path) -> Vec<(u32, u64, u64)> {
 
 #[test]
 fn gpt_with_its_backup_at_the_true_end() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let table = "label: gpt\\nstart=2048,size=16384,type=EBD0A0A2-B9E5-4433-87C0-68B6B72699C7,name=boot\\nstart=18432,name=root\\n";
     let image = disk(&scratch, "x.img", 64, table);
     put_ext(&scratch, &image, PI_ROOT, 54 * MIB, "");
@@ -49,7 +49,7 @@ fn gpt_with_its_backup_at_the_true_end() {
         text.lines().filter(kept).collect::<Vec<_>>().join("\n")
     };
     for size in [64 * MIB, 65 * MIB, 500 * MIB, 500 * MIB + 512] {
-        let card = scratch.card("card", size);
+        let card = used_card(&scratch, "card", size);
         flash(text(&image), &card, &[]);
         let verdict = tool("sgdisk", &["-v", text(&card)]);
         assert!(verdict.contains("No problems found"), "{verdict}");
@@ -62,7 +62,7 @@ fn gpt_with_its_backup_at_the_true_end() {
     }
     // As a command of its own, after dd and a longer file.
     let copy = scratch.path("copy");
-    let twice = scratch.card("card", 500 * MIB);
+    let twice = used_card(&scratch, "card", 500 * MIB);
     shell(&format!(
         "cp {} {1}; truncate -s 500M {1}",
         text(&image),
@@ -86,11 +86,11 @@ fn gpt_with_its_backup_at_the_true_end() {
 
 #[test]
 fn logical_partitions_grow_with_their_container() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let table = "label: dos\\nstart=2048,size=16384,type=c\\nstart=18432,type=5\\nstart=20480,size=8192,type=83\\nstart=30720,type=83\\n";
     let image = disk(&scratch, "x.img", 64, table);
     put_ext(&scratch, &image, 15 * MIB, 49 * MIB, "");
-    let card = scratch.card("card", 256 * MIB);
+    let card = used_card(&scratch, "card", 256 * MIB);
     flash(text(&image), &card, &[]);
     let all = partitions(&card);
     assert_eq!(all.last(), Some(&(6, 15 * MIB, 241 * MIB)));
@@ -101,7 +101,7 @@ fn logical_partitions_grow_with_their_container() {
 
 #[test]
 fn trailing_swap_and_fat_go_to_the_end_again() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let table = "label: dos\\nstart=2048,size=16384,type=c\\nstart=18432,size=81920,type=83\\nstart=100352,size=8192,type=82\\nstart=108544,size=16384,type=c\\n";
     let image = disk(&scratch, "x.img", 62, table);
     put_ext(&scratch, &image, PI_ROOT, 40 * MIB, "");
@@ -113,7 +113,7 @@ fn trailing_swap_and_fat_go_to_the_end_again() {
          echo some words > {file}.txt; mcopy -i {file}@@{fat} {file}.txt ::words.txt",
         fat / 512
     ));
-    let card = scratch.card("card", 300 * MIB);
+    let card = used_card(&scratch, "card", 300 * MIB);
     let said = flash(file, &card, &[]);
     assert_eq!(said["expansion"]["moved"], serde_json::json!([3, 4]));
     let all = partitions(&card);
@@ -150,14 +150,14 @@ fn trailing_swap_and_fat_go_to_the_end_again() {
 
 #[test]
 fn other_filesystems_get_a_larger_partition_and_a_word() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let table = "label: dos\\nstart=2048,size=16384,type=c\\n";
     let image = disk(&scratch, "x.img", 16, table);
     shell(&format!(
         "mkfs.vfat --offset 2048 {} 8192 >/dev/null",
         text(&image)
     ));
-    let card = scratch.card("card", 40 * MIB);
+    let card = used_card(&scratch, "card", 40 * MIB);
     let said = flash(text(&image), &card, &[]);
     let notes = said["expansion"]["notes"].to_string();
     assert!(notes.contains("only its partition"), "{notes}");
@@ -168,9 +168,9 @@ fn other_filesystems_get_a_larger_partition_and_a_word() {
 
 #[test]
 fn a_size_and_a_filesystem_without_a_table() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
-    let card = scratch.card("card", 200 * MIB);
+    let card = used_card(&scratch, "card", 200 * MIB);
     flash(text(&image), &card, &["--expand", "100MiB"]);
     assert_eq!(partitions(&card)[1], (2, PI_ROOT, 100 * MIB));
     assert_eq!(ext_len(&card, PI_ROOT), 100 * MIB);
@@ -183,9 +183,9 @@ fn a_size_and_a_filesystem_without_a_table() {
     assert_eq!(json(&["expand", text(&card)]).0, 0);
     assert_eq!(ext_len(&card, PI_ROOT), 191 * MIB);
     assert_clean(&card, PI_ROOT);
-    let bare = scratch.card("bare", 40 * MIB);
+    let bare = used_card(&scratch, "bare", 40 * MIB);
     put_ext(&scratch, &bare, 0, 40 * MIB, "");
-    let card = scratch.card("card", 100 * MIB);
+    let card = used_card(&scratch, "card", 100 * MIB);
     flash(text(&bare), &card, &[]);
     assert_eq!(ext_len(&card, 0), 100 * MIB);
     assert_clean(&card, 0);
@@ -193,14 +193,14 @@ fn a_size_and_a_filesystem_without_a_table() {
 
 #[test]
 fn a_damaged_filesystem_is_flashed_but_not_expanded() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     shell(&format!(
         "debugfs -w -R 'set_bg 0 free_blocks_count 1' {}?offset={PI_ROOT} 2>/dev/null
          debugfs -w -R 'clri /folder' {0}?offset={PI_ROOT} 2>/dev/null",
         text(&image)
     ));
-    let card = scratch.card("card", 100 * MIB);
+    let card = used_card(&scratch, "card", 100 * MIB);
     let (code, said) = json(&["flash", text(&image), text(&card), "--yes"]);
     assert_eq!(code, 3, "{said:#}");
     assert_eq!(said["cards"][0]["complete"], true);

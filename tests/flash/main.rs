@@ -2,10 +2,14 @@
 //! bmaptool and the kernel. Needs root and those tools; a missing one fails the test.
 #![cfg(target_os = "linux")]
 
+#[path = "../common/badcard.rs"]
+mod badcard;
 mod cards;
 mod faults;
 mod images;
 mod layouts;
 mod safety;
+#[path = "../common/scratch.rs"]
+mod scratch;
 mod tools;
 mod web;

@@ -49,7 +49,7 @@ fn assert_refused(image: &Path, device: &str, words: &str) {
 
 #[test]
 fn the_running_systems_disk() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let (file, card) = pi_card(&scratch, "system.img");
     let device = text(&card.0);
@@ -93,7 +93,7 @@ fn the_running_systems_disk() {
 
 #[test]
 fn partitions_mounted_and_write_protected_disks() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let (file, card) = pi_card(&scratch, "card.img");
     let device = text(&card.0);
@@ -132,9 +132,9 @@ fn partitions_mounted_and_write_protected_disks() {
 
 #[test]
 fn a_card_that_is_not_removable_needs_a_word_and_is_listed_with_its_reason() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
-    let card = Loop::attach(&scratch.card("card", 80 * MIB));
+    let card = Loop::attach(&used_card(&scratch, "card", 80 * MIB));
     let link = scratch.path("by-id");
     symlink(&card.0, &link).unwrap();
     let (code, errors) = refusal(&["flash", text(&image), text(&link), "--yes"]);
@@ -172,14 +172,14 @@ fn a_card_that_is_not_removable_needs_a_word_and_is_listed_with_its_reason() {
 
 #[test]
 fn a_card_that_holds_the_image_by_whatever_name() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let (_, card) = pi_card(&scratch, "card.img");
     let place = scratch.path("mnt");
     let _mounted = mount(&part(&card, 2), &place, "rw");
     let folder = place.join("images");
     fs::create_dir(&folder).unwrap();
     let image = folder.join("os.img");
-    fs::write(&image, noise(2 * MIB)).unwrap();
+    fs::write(&image, noise(1, 2 * MIB)).unwrap();
     let link = scratch.path("os.img");
     symlink(&image, &link).unwrap();
     let elsewhere = scratch.path("elsewhere");
@@ -193,7 +193,7 @@ fn a_card_that_holds_the_image_by_whatever_name() {
     let disk = Loop::attach(&inner);
     let within = scratch.path("within");
     let _within = mount(&disk.0, &within, "rw");
-    fs::write(within.join("os.img"), noise(2 * MIB)).unwrap();
+    fs::write(within.join("os.img"), noise(1, 2 * MIB)).unwrap();
     for image in [
         image,
         link,
@@ -238,7 +238,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 #[test]
 fn who_is_asked_must_say_yes() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let (file, card) = pi_card(&scratch, "card.img");
     let before = fs::read(&file).unwrap();
@@ -264,7 +264,7 @@ fn who_is_asked_must_say_yes() {
 
 #[test]
 fn a_source_that_can_change_is_not_captured() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let (_, card) = pi_card(&scratch, "card.img");
     let place = scratch.path("mnt");
     let image = scratch.path("out.img");

@@ -4,47 +4,22 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
+pub use crate::badcard::BadCard;
+pub use crate::scratch::{Scratch, noise};
+
 pub const MIB: u64 = 1 << 20;
 
-/// A folder of a test's own, on a disk.
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    pub fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("pishrink-flash-{}-{number}", std::process::id());
-        // Not /tmp, which may be memory that knows no direct I/O.
-        let base = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        fs::create_dir_all(base).unwrap();
-        let folder = base.join(name);
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// Makes a file of `len` bytes of old data at its start, holes behind.
-    pub fn card(&self, name: &str, len: u64) -> PathBuf {
-        let path = self.path(name);
-        let file = File::create(&path).unwrap();
-        file.set_len(len).unwrap();
-        let old = vec![0xa5; len.min(8 * MIB) as usize];
-        file.write_all_at(&old, 0).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// Makes a file of `len` bytes of old data at its start, holes behind.
+pub fn used_card(scratch: &Scratch, name: &str, len: u64) -> PathBuf {
+    let path = scratch.path(name);
+    let file = File::create(&path).unwrap();
+    file.set_len(len).unwrap();
+    let old = vec![0xa5; len.min(8 * MIB) as usize];
+    file.write_all_at(&old, 0).unwrap();
+    path
 }
 
 /// A loop device over a file.
@@ -149,20 +124,6 @@ pub fn read(path: &Path, start: u64, len: u64) -> Vec<u8> {
     bytes
 }
 
-/// Noise that is always the same.
-pub fn noise(len: u64) -> Vec<u8> {
-    let mut state = 88_172_645_463_325_252_u64;
-    (0..len.div_ceil(8))
-        .flat_map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()
-        })
-        .take(len as usize)
-        .collect()
-}
-
 /// Checks the filesystem that begins at byte `start`.
 pub fn assert_clean(disk: &Path, start: u64) {
     tool(
@@ -188,7 +149,7 @@ pub fn put_ext(scratch: &Scratch, disk: &Path, start: u64, len: u64, options: &s
     if !tree.exists() {
         fs::create_dir_all(tree.join("folder")).unwrap();
         fs::write(tree.join("hello"), "hello\n").unwrap();
-        fs::write(tree.join("folder/noise"), noise(3 * MIB)).unwrap();
+        fs::write(tree.join("folder/noise"), noise(1, 3 * MIB)).unwrap();
     }
     shell(&format!(
         "mkfs.ext4 -q -F {options} -E offset={start} -d {} {} {}k",

@@ -139,12 +139,12 @@ fn answer(
 
 #[test]
 fn an_image_from_the_web_survives_redirects_and_broken_connections() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     tool("xz", &["-0", "-k", text(&image)]);
     let packed = fs::read(scratch.path("x.img.xz")).unwrap();
     let raw = fs::read(&image).unwrap();
-    let card = scratch.card("card", 80 * MIB);
+    let card = used_card(&scratch, "card", 80 * MIB);
     let breaking = Manners {
         breaks_after: Some(400_000),
         breaks: 4,
@@ -179,9 +179,9 @@ fn an_image_from_the_web_survives_redirects_and_broken_connections() {
 
 #[test]
 fn a_file_that_changes_meanwhile_or_is_not_there_is_an_error() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let raw = fs::read(pi_image(&scratch, "x.img")).unwrap();
-    let card = scratch.card("card", 80 * MIB);
+    let card = used_card(&scratch, "card", 80 * MIB);
     let manners = Manners {
         breaks_after: Some(9_000_000),
         breaks: 1,
@@ -204,10 +204,10 @@ fn a_file_that_changes_meanwhile_or_is_not_there_is_an_error() {
 
 #[test]
 fn the_checksum_beside_it_counts() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let raw = fs::read(&image).unwrap();
-    let card = scratch.card("card", 80 * MIB);
+    let card = used_card(&scratch, "card", 80 * MIB);
     let sum = tool("sha256sum", &[text(&image)]);
     let beside = vec![("moved.sha256", sum.clone())];
     let server = Server::start(raw.clone(), beside, Manners::default());
@@ -234,7 +234,7 @@ fn the_checksum_beside_it_counts() {
 
 #[test]
 fn the_block_map_beside_it_is_used() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let raw = fs::read(&image).unwrap();
     tool("xz", &["-0", "-k", text(&image)]);
@@ -242,7 +242,7 @@ fn the_block_map_beside_it_is_used() {
     let map = scratch.path("map");
     tool("bmaptool", &["create", "-o", text(&map), text(&image)]);
     let map = fs::read_to_string(map).unwrap();
-    let card = scratch.card("card", 80 * MIB);
+    let card = used_card(&scratch, "card", 80 * MIB);
     let run = |bytes: &[u8], path: &str, beside: Beside, more: &[&str], manners: Manners| {
         let server = Server::start(bytes.to_vec(), beside, manners);
         let url = format!("{}{path}", server.address);

@@ -2,7 +2,7 @@
 
 use super::super::inode::{EA_INODE_FL, Inode};
 use super::super::raw::le16;
-use super::super::superblock::COMPAT_EXT_ATTR;
+use super::super::superblock::{COMPAT_EXT_ATTR, INCOMPAT_EA_INODE};
 use super::super::xattr::{self, Area, BadXattr, Value, Xattr};
 use super::Check;
 use super::batch::for_each_block;
@@ -36,7 +36,12 @@ pub enum Policy {
 /// Whose attributes they are.
 #[derive(Clone, Copy)]
 pub enum Owner {
-    Slot { number: InodeNr, generation: u32 },
+    Slot {
+        number: InodeNr,
+        generation: u32,
+        /// Is the inode's data an attribute as well?
+        inline: bool,
+    },
     Block(BlockNr),
 }
 
@@ -131,14 +136,16 @@ impl Check<'_> {
                     summary.ea_inodes += 1;
                 }
             }
-            if matches!(owner, Owner::Block(_)) {
-                if xattr.name_index == 0 {
-                    self.attribute_damaged(owner, "an attribute has no kind of name");
-                }
-                // Even where there is no value.
-                if area.base + usize::from(le16(bytes, xattr.offset + 2)) > bytes.len() {
-                    self.attribute_damaged(owner, "an attribute's value goes past the end");
-                }
+            if matches!(owner, Owner::Block(_)) && xattr.name_index == 0 {
+                self.attribute_damaged(owner, "an attribute has no kind of name");
+            }
+            // Even where there is no value; in a slot only those look who look for inline data.
+            let looked_at = match owner {
+                Owner::Block(_) => true,
+                Owner::Slot { inline, .. } => inline && matches!(xattr.value, Value::Here(_)),
+            };
+            if looked_at && area.base + usize::from(le16(bytes, xattr.offset + 2)) > bytes.len() {
+                self.attribute_damaged(owner, "an attribute's value goes past the end");
             }
         }
         taken.push(end..end + 4);
@@ -196,6 +203,12 @@ impl Check<'_> {
         size: u32,
     ) -> Result<u64> {
         *self.ea_references.entry(number).or_default() += 1;
+        if !self.fs.superblock.has_incompat(INCOMPAT_EA_INODE) {
+            self.attribute_damaged(
+                owner,
+                "an attribute's value is in an inode without ea_inode",
+            );
+        }
         let Some(record) = self.inode(number) else {
             let text = format!("an attribute's value is in inode {number}, which is not in use");
             self.attribute_damaged(owner, &text);
@@ -230,9 +243,9 @@ impl Check<'_> {
     fn is_lustre_reference(&self, owner: Owner, inode: &Inode) -> bool {
         let back = InodeNr(inode.i_mtime());
         match owner {
-            Owner::Slot { number, generation } => {
-                number == back && generation == inode.i_generation()
-            }
+            Owner::Slot {
+                number, generation, ..
+            } => number == back && generation == inode.i_generation(),
             Owner::Block(block) => self.inode(back).is_some_and(|record| {
                 record.file_acl == block && record.generation == inode.i_generation()
             }),

@@ -1,5 +1,7 @@
 //! Directory blocks: what every entry names, and that names are found where the index says.
 
+use std::ops::Range;
+
 use super::super::dir::{self, BlockKind, DirEntry, InlineDir, LEAF_TAIL};
 use super::super::inode::{
     CASEFOLD_FL, ENCRYPT_FL, INDEX_FL, INLINE_DATA_FL, ROOT_INO, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG,
@@ -15,6 +17,8 @@ use super::index::Index;
 use crate::error::Result;
 use crate::units::{BlockNr, InodeNr};
 
+/// Blocks that are listed at a time, in 64 MiB; tests go through the seams.
+const BATCH: u64 = if cfg!(test) { 2 } else { 4 << 20 };
 /// Encrypted names are at least one cipher block long.
 const ENCRYPTED_NAME_MIN: usize = 16;
 
@@ -36,45 +40,64 @@ enum Position {
 }
 
 impl Check<'_> {
-    /// Reads every block of every directory: first the first ones, which say how to hash names.
+    /// Reads every block of every directory, some directories at a time: first the first ones, which
+    /// say how to hash names.
     pub(super) fn directories(&mut self) -> Result<()> {
-        let (mut firsts, mut others) = (Vec::new(), Vec::new());
-        for dir in 0..self.dirs.len() {
-            let record = self.dir_record(dir);
-            if record.flags & INLINE_DATA_FL != 0 {
-                continue;
-            }
-            for extent in self.meta.extents(record) {
-                for skip in 0..extent.len() {
-                    let item = Item {
-                        block: extent.start + u64::from(skip),
-                        // OK: there are fewer directories than inodes.
-                        dir: dir as u32,
-                        logical: extent.logical + skip,
-                    };
-                    if item.logical == 0 {
-                        firsts.push(item);
-                    } else {
-                        others.push(item);
-                    }
-                }
-            }
-        }
         let hasher = Hasher::of(&self.fs.superblock);
-        for mut items in [firsts, others] {
-            items.sort_unstable_by_key(|item| item.block);
-            let (view, fs) = (self.view, self.fs);
-            for_each_block(
-                view,
-                fs,
-                &items,
-                |item| item.block,
-                |&item, bytes| {
-                    self.directory_block(item, bytes, &hasher);
-                    Ok(())
-                },
-            )?;
-            self.indexes.sort_unstable_by_key(|index| index.0);
+        let mut from = 0;
+        while from < self.dirs.len() {
+            let mut to = from;
+            let mut blocks = 0;
+            while to < self.dirs.len() && (to == from || blocks + self.blocks_of(to) <= BATCH) {
+                blocks += self.blocks_of(to);
+                to += 1;
+            }
+            self.some_directories(from..to, &hasher)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Returns how many blocks a directory has.
+    fn blocks_of(&self, dir: usize) -> u64 {
+        let record = self.dir_record(dir);
+        if record.flags & INLINE_DATA_FL != 0 {
+            return 0;
+        }
+        let extents = self.meta.extents(record).iter();
+        extents.map(|extent| u64::from(extent.len())).sum()
+    }
+
+    fn some_directories(&mut self, dirs: Range<usize>, hasher: &Hasher) -> Result<()> {
+        let meta = self.meta;
+        let places: Vec<u32> = self.dirs[dirs.clone()]
+            .iter()
+            .map(|dir| dir.place)
+            .collect();
+        let records = places.iter().map(|&place| &meta.inodes[place as usize]);
+        let mut items = dirs.zip(records).flat_map(|(dir, record)| {
+            let extents = match record.flags & INLINE_DATA_FL {
+                0 => meta.extents(record),
+                _ => &[],
+            };
+            extents.iter().flat_map(move |extent| {
+                (0..extent.len()).map(move |skip| Item {
+                    block: extent.start + u64::from(skip),
+                    // OK: there are fewer directories than inodes.
+                    dir: dir as u32,
+                    logical: extent.logical + skip,
+                })
+            })
+        });
+        let firsts = items.clone().filter(|item| item.logical == 0).collect();
+        self.read_directories(firsts, hasher)?;
+        loop {
+            let others = items.by_ref().filter(|item| item.logical != 0);
+            let others: Vec<Item> = others.take(BATCH as usize).collect();
+            if others.is_empty() {
+                break;
+            }
+            self.read_directories(others, hasher)?;
         }
         for (dir, index) in std::mem::take(&mut self.indexes) {
             if let Err(text) = index.verify() {
@@ -82,6 +105,23 @@ impl Check<'_> {
                 self.inode_damaged(number, text);
             }
         }
+        Ok(())
+    }
+
+    fn read_directories(&mut self, mut items: Vec<Item>, hasher: &Hasher) -> Result<()> {
+        items.sort_unstable_by_key(|item| item.block);
+        let (view, fs) = (self.view, self.fs);
+        for_each_block(
+            view,
+            fs,
+            &items,
+            |item| item.block,
+            |&item, bytes| {
+                self.directory_block(item, bytes, hasher);
+                Ok(())
+            },
+        )?;
+        self.indexes.sort_unstable_by_key(|index| index.0);
         Ok(())
     }
 

@@ -44,6 +44,10 @@ impl Index {
         if info.unused_flags & FLAG_INCOMPAT != 0 {
             return Err("its index has unknown flags");
         }
+        // What the index cannot lead to is not worth the memory.
+        if count > most_blocks(fs, info.indirect_levels) {
+            return Err("its index misses a block");
+        }
         let unknown = IndexBlock {
             kind: None,
             referenced: false,
@@ -167,5 +171,46 @@ impl Index {
             }
         }
         Err("its index is too deep")
+    }
+}
+
+/// Returns how many blocks a directory can have that an index of so many levels leads to.
+fn most_blocks(fs: &Super, levels: u8) -> usize {
+    let (root, node) = (
+        dir::dx_limit(fs, BlockKind::DxRoot),
+        dir::dx_limit(fs, BlockKind::DxNode),
+    );
+    let widths =
+        (0..=u32::from(levels)).map(|level| root.saturating_mul(node.saturating_pow(level)));
+    widths.fold(1, usize::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ext4::raw::{put16, put32};
+    use crate::ext4::test_image::mke2fs;
+    use crate::io::memory::MemoryDisk;
+
+    /// The index takes memory for each block, so it has to be able to lead to all of them.
+    #[test]
+    fn blocks_that_no_index_leads_to_take_no_memory() {
+        let disk = MemoryDisk::from(mke2fs(8 << 20, &[]));
+        let fs = Super::read(&disk).unwrap().unwrap();
+        let mut root = vec![0; 1024];
+        put16(&mut root, 4, 12);
+        put16(&mut root, 16, 1012);
+        root[29] = 8;
+        put16(&mut root, 32, dir::dx_limit(&fs, BlockKind::DxRoot) as u16);
+        put16(&mut root, 34, 1);
+        put32(&mut root, 36, 1);
+        for (levels, most) in [(0, 1 + 123), (1, 1 + 123 + 123 * 126)] {
+            root[30] = levels;
+            assert!(Index::of_root(&fs, &root, most).is_ok());
+            for count in [most + 1, usize::MAX / 2] {
+                let refused = Index::of_root(&fs, &root, count);
+                assert_eq!(refused.unwrap_err(), "its index misses a block");
+            }
+        }
     }
 }

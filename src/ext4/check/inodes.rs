@@ -297,6 +297,7 @@ impl Check<'_> {
         let owner = Owner::Slot {
             number: record.number,
             generation: record.generation,
+            inline: record.flags & INLINE_DATA_FL != 0,
         };
         match xattr::in_slot(inode) {
             Some(area) => self.attributes(owner, inode.bytes(), &area),

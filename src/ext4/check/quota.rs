@@ -9,7 +9,7 @@
 //! ```
 //! Specification: the quota tree format of the kernel's fs/quota and of quota-tools.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 
 use super::super::inode::{EA_INODE_FL, Inode, ROOT_INO};
 use super::super::map::Extent;
@@ -24,6 +24,10 @@ const BLOCK: u64 = 1024;
 const LEVELS: u32 = 4;
 const LEAF_HEADER: usize = 16;
 const ENTRY: usize = 72;
+/// Entries in a leaf.
+const ENTRIES: usize = (BLOCK as usize - LEAF_HEADER) / ENTRY;
+/// Blocks of a tree that hold pointers; more would stand for millions of ids far apart.
+const MAX_NODES: usize = 1 << 18;
 
 /// What one user, group or project uses.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -93,61 +97,66 @@ impl Check<'_> {
                 self.inode_damaged(number, "is a quota file, but not in use");
                 continue;
             };
-            match self.quota_entries(record, magic)? {
-                None => self.inode_damaged(number, "is a quota file of a wrong structure"),
-                Some(mut found) => {
-                    found.retain(|_, usage| *usage != Usage::default());
-                    let mut expected = usages;
-                    expected.retain(|_, usage| *usage != Usage::default());
-                    if found != expected {
-                        self.inode_damaged(number, "is a quota file with wrong usage");
-                    }
-                }
+            if let Err(text) = self.quota_file(record, magic, &usages)? {
+                self.inode_damaged(number, text);
             }
         }
         Ok(())
     }
 
-    /// Reads a quota file's entries; `None` if it is damaged.
-    fn quota_entries(
+    /// Compares the entries of one quota file with what is used.
+    fn quota_file(
         &self,
         record: &InodeRecord,
         magic: u32,
-    ) -> Result<Option<BTreeMap<u32, Usage>>> {
+        usages: &BTreeMap<u32, Usage>,
+    ) -> Result<Result<(), &'static str>> {
+        const BROKEN: &str = "is a quota file of a wrong structure";
+        const WRONG: &str = "is a quota file with wrong usage";
         let extents = self.meta.extents(record);
         let blocks = record.size / BLOCK;
-        let mut entries = BTreeMap::new();
         let Some(header) = self.quota_block(extents, blocks, 0)? else {
-            return Ok(None);
+            return Ok(Err(BROKEN));
         };
         if le32(&header, 0) != magic || le32(&header, 4) > 1 {
-            return Ok(None);
+            return Ok(Err(BROKEN));
         }
-        let mut seen = BTreeSet::new();
-        let mut level = vec![1];
-        for depth in 0..=LEVELS {
-            let mut below = Vec::new();
-            for number in level {
-                // A leaf holds several ids, so it is met once for each.
-                if !seen.insert(number) {
-                    if depth == LEVELS {
-                        continue;
-                    }
-                    return Ok(None);
+        // Nothing grows with the file but the set of nodes, and that has an end.
+        let mut nodes = HashSet::new();
+        let mut found = HashSet::new();
+        let mut leaves = 0;
+        let mut todo = vec![(1, 0)];
+        while let Some((number, depth)) = todo.pop() {
+            let Some(block) = self.quota_block(extents, blocks, u64::from(number))? else {
+                return Ok(Err(BROKEN));
+            };
+            if depth < LEVELS {
+                if !nodes.insert(number) || nodes.len() > MAX_NODES {
+                    return Ok(Err(BROKEN));
                 }
-                let Some(block) = self.quota_block(extents, blocks, number)? else {
-                    return Ok(None);
-                };
-                if depth == LEVELS {
-                    take_leaf(&block, &mut entries);
-                } else {
-                    let pointers = block.chunks_exact(4).map(|bytes| le32(bytes, 0));
-                    below.extend(pointers.filter(|&pointer| pointer != 0).map(u64::from));
+                let pointers = block.chunks_exact(4).map(|bytes| le32(bytes, 0));
+                todo.extend(pointers.filter(|&to| to != 0).map(|to| (to, depth + 1)));
+                continue;
+            }
+            // A leaf holds several ids, so it is met once for each.
+            leaves += 1;
+            if leaves > MAX_NODES * ENTRIES {
+                return Ok(Err(BROKEN));
+            }
+            for (id, usage) in leaf_entries(&block) {
+                if usages.get(&id).copied().unwrap_or_default() != usage {
+                    return Ok(Err(WRONG));
+                }
+                if usage != Usage::default() {
+                    found.insert(id);
                 }
             }
-            level = below;
         }
-        Ok(Some(entries))
+        let used = usages.values().filter(|usage| **usage != Usage::default());
+        Ok(match found.len() == used.count() {
+            true => Ok(()),
+            false => Err(WRONG),
+        })
     }
 
     /// Reads one of the file's blocks of 1 KiB.
@@ -171,19 +180,20 @@ impl Check<'_> {
     }
 }
 
-fn take_leaf(block: &[u8], entries: &mut BTreeMap<u32, Usage>) {
+/// Lists the entries of a leaf: id and usage.
+fn leaf_entries(block: &[u8]) -> impl Iterator<Item = (u32, Usage)> {
     let le64 =
         |bytes: &[u8], at: usize| u64::from(le32(bytes, at + 4)) << 32 | u64::from(le32(bytes, at));
-    if le16(block, 8) == 0 {
-        return;
-    }
-    for entry in block[LEAF_HEADER..].chunks_exact(ENTRY) {
-        if !crate::io::is_zero(entry) {
-            let usage = Usage {
-                inodes: le64(entry, 24),
-                bytes: le64(entry, 48),
-            };
-            entries.insert(le32(entry, 0), usage);
-        }
-    }
+    let entries = match le16(block, 8) {
+        0 => &[],
+        _ => &block[LEAF_HEADER..],
+    };
+    let used = |entry: &&[u8]| !crate::io::is_zero(entry);
+    entries.chunks_exact(ENTRY).filter(used).map(move |entry| {
+        let usage = Usage {
+            inodes: le64(entry, 24),
+            bytes: le64(entry, 48),
+        };
+        (le32(entry, 0), usage)
+    })
 }

@@ -5,11 +5,11 @@ use super::super::inode::{
     BAD_INO, CASEFOLD_FL, EA_INODE_FL, ENCRYPT_FL, EXTENTS_FL, INDEX_FL, INLINE_DATA_FL, Inode,
     RESIZE_INO, S_IFMT, S_IFREG,
 };
-use super::super::map::{Extent, MapError, read_map};
+use super::super::map::{MapError, read_map};
 use super::super::metadata::InodeRecord;
 use super::super::raw::le32;
 use super::super::superblock::{
-    COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, RO_COMPAT_LARGE_FILE,
+    COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, RO_COMPAT_LARGE_FILE, Super,
 };
 use super::Check;
 use super::batch::for_each_block;
@@ -27,6 +27,8 @@ const FLAGS_OF_OTHERS: u32 =
 const I_FADDR: usize = 0x70;
 /// The magic number at the end of each block of the orphan file.
 const ORPHAN_MAGIC: u32 = 0x0B10_CA04;
+/// Blocks of the orphan file that are listed at a time.
+const AT_ONCE: usize = 1 << 16;
 
 impl Check<'_> {
     pub(super) fn special_inodes(&mut self) -> Result<()> {
@@ -73,37 +75,26 @@ impl Check<'_> {
             self.inode_damaged(number, "is the orphan file, but has a hole or half a block");
         }
         let seed = self.fs.checksums.inode_seed(number, record.generation);
-        let mut blocks: Vec<BlockNr> = self
-            .meta
-            .extents(record)
-            .iter()
-            .flat_map(|extent: &Extent| extent.start..extent.end())
-            .collect();
-        blocks.sort_unstable();
         let (view, fs) = (self.view, self.fs);
-        for_each_block(
-            view,
-            fs,
-            &blocks,
-            |block| *block,
-            |block, bytes| {
-                let tail = bytes.len() - 8;
-                let crc = crc32c(crc32c(seed, &block.to_le_bytes()), &bytes[..tail]);
-                let text = if le32(bytes, tail) != ORPHAN_MAGIC {
-                    Some("is the orphan file, but a block has a wrong magic")
-                } else if fs.checksums.enabled() && le32(bytes, tail + 4) != crc {
-                    Some("is the orphan file, but a block's checksum does not match")
-                } else if !crate::io::is_zero(&bytes[..tail]) {
-                    Some("is the orphan file, and still holds orphans")
-                } else {
-                    None
-                };
-                if let Some(text) = text {
-                    self.inode_damaged(number, text);
-                }
-                Ok(())
-            },
-        )
+        for extent in self.meta.extents(record) {
+            for start in (extent.start..extent.end()).step_by(AT_ONCE) {
+                let end = extent.end().min(start + AT_ONCE as u64);
+                let blocks: Vec<BlockNr> = (start..end).collect();
+                for_each_block(
+                    view,
+                    fs,
+                    &blocks,
+                    |block| *block,
+                    |&block, bytes| {
+                        if let Some(text) = orphan_block_problem(fs, seed, block, bytes) {
+                            self.inode_damaged(number, text);
+                        }
+                        Ok(())
+                    },
+                )?;
+            }
+        }
+        Ok(())
     }
 
     fn resize_inode(&mut self) -> Result<()> {
@@ -212,5 +203,25 @@ impl Check<'_> {
             Err(MapError::Broken(text)) => self.inode_damaged(BAD_INO, text),
         }
         Ok(())
+    }
+}
+
+/// What is wrong with a block of the orphan file, whose inode gives the checksums' `seed`?
+fn orphan_block_problem(
+    fs: &Super,
+    seed: u32,
+    block: BlockNr,
+    bytes: &[u8],
+) -> Option<&'static str> {
+    let tail = bytes.len() - 8;
+    let crc = crc32c(crc32c(seed, &block.to_le_bytes()), &bytes[..tail]);
+    if le32(bytes, tail) != ORPHAN_MAGIC {
+        Some("is the orphan file, but a block has a wrong magic")
+    } else if fs.checksums.enabled() && le32(bytes, tail + 4) != crc {
+        Some("is the orphan file, but a block's checksum does not match")
+    } else if !crate::io::is_zero(&bytes[..tail]) {
+        Some("is the orphan file, and still holds orphans")
+    } else {
+        None
     }
 }

@@ -278,6 +278,61 @@ fn quota_usage() {
     );
 }
 
+/// An id that comes twice, once with another usage: whichever is read last, one of them is wrong.
+#[test]
+fn quota_of_the_same_id_twice() {
+    let scratch = Scratch::new("quota-twice");
+    let options = ["-t", "ext4", "-O", "quota", "-E", "quotatype=usrquota"];
+    let image = make(&scratch.0, &options);
+    let sound = std::fs::read(&image).unwrap();
+    let disk = MemoryDisk::from(sound.clone());
+    let meta = Metadata::read(&disk, &mut Findings::default()).unwrap();
+    let file = meta.inode(crate::units::InodeNr(3)).unwrap();
+    // The leaf is the last of the tree's blocks of 1 KiB: 16 bytes, then entries of 72.
+    let leaf = meta.extents(file).last().unwrap().end() as usize * 1024 - 1024;
+    for (from, to) in [(16, 16 + 72), (16, 16 + 5 * 72)] {
+        let mut bytes = sound.clone();
+        bytes.copy_within(leaf + from..leaf + from + 72, leaf + to);
+        bytes[leaf + to + 24] ^= 1;
+        std::fs::write(&image, &bytes).unwrap();
+        assert_ne!(run("e2fsck", &["-fn", image.to_str().unwrap()]), Some(0));
+        let found = findings(&image);
+        assert!(found.damage()[0].contains("wrong usage"), "{found:?}");
+        let mut other_way_round = bytes;
+        let (first, second) = (leaf + from + 24, leaf + to + 24);
+        other_way_round.swap(first, second);
+        std::fs::write(&image, &other_way_round).unwrap();
+        assert!(!findings(&image).is_sound());
+    }
+}
+
+#[test]
+fn descriptors_are_no_larger_than_the_kernel_takes_them() {
+    let scratch = Scratch::new("desc-size");
+    let image = scratch.0.join("image");
+    let text = image.to_str().unwrap();
+    let args = [
+        "-qF",
+        "-t",
+        "ext4",
+        "-b",
+        "4096",
+        "-O",
+        "64bit,^metadata_csum",
+    ];
+    assert_eq!(
+        run("mke2fs", &[&args[..], &[text, "16M"]].concat()),
+        Some(0)
+    );
+    for (size, fine) in [(64, true), (2048, false), (4096, false)] {
+        debugfs(&image, &[&format!("ssv desc_size {size}")]);
+        assert_eq!(run("e2fsck", &["-fn", text]) == Some(0), fine);
+        let disk = MemoryDisk::from(std::fs::read(&image).unwrap());
+        let read = Metadata::read(&disk, &mut Findings::default());
+        assert_eq!(read.is_ok(), fine, "{size}");
+    }
+}
+
 #[test]
 fn attributes() {
     judge(
@@ -291,6 +346,57 @@ fn attributes() {
             ),
         ],
     );
+}
+
+/// e2fsck finds no inline data behind an attribute that lies outside, even an empty one.
+#[test]
+fn attributes_beside_inline_data() {
+    let scratch = Scratch::new("beside-inline");
+    let options = [
+        "-t",
+        "ext4",
+        "-I",
+        "256",
+        "-O",
+        "inline_data,^metadata_csum",
+    ];
+    let image = make(&scratch.0, &options);
+    assert_eq!(findings(&image).damage(), &[] as &[String]);
+    let disk = MemoryDisk::from(std::fs::read(&image).unwrap());
+    let meta = Metadata::read(&disk, &mut Findings::default()).unwrap();
+    let inline = |record: &&super::super::metadata::InodeRecord| {
+        record.flags & super::super::inode::INLINE_DATA_FL != 0
+    };
+    let record = meta.inodes.iter().find(inline).unwrap();
+    let slot = meta.read_inode(&disk, record.number).unwrap();
+    let area = super::super::xattr::in_slot(&slot).unwrap();
+    let entry = area.iter(slot.bytes()).next().unwrap().unwrap();
+    assert_eq!(
+        entry.value,
+        super::super::xattr::Value::Here(entry.offset..entry.offset)
+    );
+    let at = meta.inode_offset(record.number) as usize + entry.offset + 2;
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[at..at + 2].copy_from_slice(&0x2000u16.to_le_bytes());
+    std::fs::write(&image, bytes).unwrap();
+    assert_ne!(run("e2fsck", &["-fn", image.to_str().unwrap()]), Some(0));
+    assert!(findings(&image).damage()[0].contains("past the end"));
+}
+
+#[test]
+fn large_values_need_their_feature() {
+    let scratch = Scratch::new("no-ea-inode");
+    let image = make(&scratch.0, &["-t", "ext4", "-I", "256", "-O", "ea_inode"]);
+    let value = scratch.0.join("value");
+    std::fs::write(&value, vec![9; 5000]).unwrap();
+    debugfs(
+        &image,
+        &[&format!("ea_set -f {} /file user.large", value.display())],
+    );
+    assert!(run("e2fsck", &["-fy", image.to_str().unwrap()]) <= Some(1));
+    assert_eq!(findings(&image).damage(), &[] as &[String]);
+    debugfs(&image, &["feature ^ea_inode"]);
+    assert!(findings(&image).damage()[0].contains("without ea_inode"));
 }
 
 #[test]

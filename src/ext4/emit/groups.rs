@@ -61,7 +61,8 @@ impl Emitter<'_> {
     /// Writes superblock and descriptors, and every copy of them.
     pub(super) fn superblocks(&mut self) {
         let geometry = self.plan.geometry.clone();
-        // Of a large filesystem a table is megabytes, and there are dozens of copies.
+        // All copies are one in memory: there are dozens of megabytes each, without sparse_super one in
+        // each group.
         let table: Arc<[u8]> = self
             .metadata
             .table

@@ -10,6 +10,9 @@ use crate::ext4::superblock::INCOMPAT_EA_INODE;
 use crate::ext4::xattr;
 use crate::units::{BlockNr, InodeNr};
 
+/// Blocks of directories that are listed at a time: 64 MiB of them; tests go through the seams.
+const BATCH: usize = if cfg!(test) { 3 } else { 4 << 20 };
+
 impl Emitter<'_> {
     /// Rewrites what names moved inodes: directories, and xattrs whose values lie in them.
     pub(super) fn references(&mut self) -> Result<()> {
@@ -50,19 +53,35 @@ impl Emitter<'_> {
     /// Rewrites the blocks of directories that name a moved inode or have moved themselves.
     fn directories(&mut self, new_number: &dyn Fn(InodeNr) -> InodeNr) -> Result<()> {
         let metadata = self.metadata;
-        let mut blocks = Vec::new();
-        for (place, record) in metadata.inodes.iter().enumerate() {
-            if !record.is_dir() || record.flags & INLINE_DATA_FL != 0 {
-                continue;
+        let places = metadata.inodes.iter().enumerate();
+        let outside = |record: &InodeRecord| record.is_dir() && record.flags & INLINE_DATA_FL == 0;
+        let mut blocks =
+            places
+                .filter(|(_, record)| outside(record))
+                .flat_map(|(place, record)| {
+                    metadata.extents(record).iter().flat_map(move |extent| {
+                        (0..extent.len()).map(move |skip| {
+                            let block = extent.start + u64::from(skip);
+                            (block, place as u32, extent.logical + skip)
+                        })
+                    })
+                });
+        loop {
+            let some: Vec<_> = blocks.by_ref().take(BATCH).collect();
+            if some.is_empty() {
+                return Ok(());
             }
-            for extent in metadata.extents(record) {
-                blocks.extend((0..extent.len()).map(|skip| {
-                    let block = extent.start + u64::from(skip);
-                    (block, place as u32, extent.logical + skip)
-                }));
-            }
+            self.some_directories(some, new_number)?;
         }
+    }
+
+    fn some_directories(
+        &mut self,
+        mut blocks: Vec<(BlockNr, u32, u32)>,
+        new_number: &dyn Fn(InodeNr) -> InodeNr,
+    ) -> Result<()> {
         blocks.sort_unstable();
+        let metadata = self.metadata;
         let (view, fs) = (self.view, &metadata.fs);
         for_each_block(
             view,

@@ -30,6 +30,8 @@ const TYPE_TAIL: u8 = 0xDE;
 const ROOT_COUNT: usize = 32;
 const NODE_COUNT: usize = 8;
 const S_DEF_HASH_VERSION: usize = 0xFC;
+/// Blocks of a directory without index, all of which every new name goes through.
+const MAX_UNINDEXED: usize = 4096;
 /// The last hash version that is a function of the name alone.
 const LAST_HASH: u8 = 2;
 
@@ -209,6 +211,12 @@ impl Directory {
             let needed = entry_len(name.len());
             let block = match self.hash_version {
                 Some(version) => Some(self.leaf_of(fs, version, name)?),
+                None if self.blocks.len() > MAX_UNINDEXED => {
+                    return Err(Error::unsupported(format!(
+                        "ext4: a fast commit changes directory {}, which is large and not indexed",
+                        self.number
+                    )));
+                }
                 None => self.blocks.iter().position(|block| block.room >= needed),
             };
             match block {

@@ -1,13 +1,15 @@
-//! A transaction of our own in an empty log: what makes a change of many blocks happen at once.
+//! Transactions of our own: what makes a change of many blocks happen at once.
 //!
-//! Its blocks go into the log first, which changes nothing; when the log's superblock names them,
-//! they count, whatever becomes of the blocks' own places: every mount replays them from then on.
+//! In an empty log, the blocks go there first, which changes nothing; when the log's superblock names
+//! them, they count, whatever becomes of the blocks' own places: every mount replays them from then
+//! on. Behind the last transaction of a log, they count from their commit block on; fast commits,
+//! which continue the transaction before, count no more then.
 
 use super::crc32_be::crc32_be;
 use super::log::Log;
 use super::scan::{
     COMMIT_BLOCK, DESCRIPTOR_BLOCK, FLAG_ESCAPE, FLAG_LAST_TAG, FLAG_SAME_UUID, H_CHKSUM, HEADER,
-    TAIL, V1_KIND, tag_size,
+    TAIL, V1_KIND, scan, tag_size,
 };
 use super::superblock::{JournalSuperblock, LogChecksums, MAGIC};
 use crate::error::Result;
@@ -62,16 +64,66 @@ pub fn transaction(
     blocks: &[(BlockNr, Vec<u8>)],
 ) -> Result<Option<Transaction>> {
     let log = Log::open(fs, device)?;
-    let superblock = log.superblock.clone();
-    let size = log.block_size() as usize;
-    let first = superblock.s_first();
-    // One UUID in each descriptor, and one block to spare.
-    let per_descriptor = (room(&superblock, size) - 16) / tag_size(&superblock);
-    let needed = blocks.len() + blocks.len().div_ceil(per_descriptor) + 2;
-    if superblock.s_start() != 0 || needed as u64 > u64::from(superblock.last() - first) {
+    let superblock = &log.superblock;
+    let (first, tid) = (superblock.s_first(), superblock.s_sequence());
+    let room = superblock.last() - first;
+    if superblock.s_start() != 0 {
         return Ok(None);
     }
-    let tid = superblock.s_sequence();
+    let Some(placed) = place_transaction(fs, &log, blocks, (first, tid, room))? else {
+        return Ok(None);
+    };
+    Ok(Some(Transaction {
+        log: placed,
+        superblock_at: fs.geometry.offset(log.place(0)?),
+        started: superblock.started(first),
+        emptied: superblock.emptied(tid.wrapping_add(1)),
+    }))
+}
+
+/// Writes a transaction with the new contents of `blocks` that follows the last one in the log of
+/// `fs`: blocks of the log, bytes on the device and contents, of which the last one commits it and
+/// has to be written after the others. `None` if the log has no room for it.
+///
+/// # Errors
+/// `Unsound` for a damaged journal, what the device fails with.
+pub fn continuation(
+    fs: &Super,
+    device: &dyn ReadAt,
+    blocks: &[(BlockNr, Vec<u8>)],
+) -> Result<Option<Vec<(u64, Vec<u8>)>>> {
+    let mut log = Log::open(fs, device)?;
+    let found = scan(&mut log)?;
+    let (start, ring) = (log.superblock.s_start(), {
+        log.superblock.last() - log.superblock.s_first()
+    });
+    if start == 0 {
+        return Ok(None);
+    }
+    // OK: both lie in the ring.
+    let taken = (found.end_at + ring - start) % ring;
+    if taken == 0 && found.transactions > 0 {
+        return Ok(None);
+    }
+    place_transaction(fs, &log, blocks, (found.end_at, found.end, ring - taken))
+}
+
+/// Writes a transaction from block `at` of the log on, where `room` blocks are free; `None` if they
+/// are too few.
+fn place_transaction(
+    fs: &Super,
+    log: &Log<'_>,
+    blocks: &[(BlockNr, Vec<u8>)],
+    (mut at, tid, room): (u32, u32, u32),
+) -> Result<Option<Vec<(u64, Vec<u8>)>>> {
+    let superblock = &log.superblock;
+    let size = log.block_size() as usize;
+    // One UUID in each descriptor, and one block to spare.
+    let per_descriptor = (tag_room(superblock, size) - 16) / tag_size(superblock);
+    let needed = blocks.len() + blocks.len().div_ceil(per_descriptor) + 2;
+    if needed as u64 > u64::from(room) {
+        return Ok(None);
+    }
     let mut bytes = Vec::new();
     let mut v1_sum = !0;
     for group in blocks.chunks(per_descriptor) {
@@ -86,29 +138,23 @@ pub fn transaction(
                 (*number, escaped, copy)
             })
             .collect();
-        bytes.push(descriptor(&superblock, tid, size, &copies));
+        bytes.push(descriptor(superblock, tid, size, &copies));
         bytes.extend(copies.into_iter().map(|(_, _, copy)| copy));
     }
     for block in &bytes {
         v1_sum = crc32_be(v1_sum, block);
     }
-    bytes.push(commit_block(&superblock, tid, size, v1_sum));
-    let mut at = first;
+    bytes.push(commit_block(superblock, tid, size, v1_sum));
     let mut placed = Vec::new();
     for block in bytes {
         placed.push((fs.geometry.offset(log.place(at)?), block));
         at = log.next(at);
     }
-    Ok(Some(Transaction {
-        log: placed,
-        superblock_at: fs.geometry.offset(log.place(0)?),
-        started: superblock.started(first),
-        emptied: superblock.emptied(tid.wrapping_add(1)),
-    }))
+    Ok(Some(placed))
 }
 
 /// Returns the bytes of a descriptor block for tags.
-fn room(superblock: &JournalSuperblock, size: usize) -> usize {
+fn tag_room(superblock: &JournalSuperblock, size: usize) -> usize {
     let tail = match superblock.checksums_every_block() {
         true => TAIL,
         false => 0,

@@ -9,6 +9,7 @@
 //! commit       header, h_chksum_type, h_chksum_size, 2 bytes, h_chksum[8], h_commit_sec, _nsec
 //! ```
 
+use super::HINT;
 use super::crc32_be::crc32_be;
 use super::log::Log;
 use super::superblock::{JournalSuperblock, LogChecksums, MAGIC};
@@ -32,6 +33,10 @@ pub(super) const H_CHKSUM: usize = 16;
 const H_COMMIT_SEC: usize = 48;
 /// `h_chksum_type` and `h_chksum_size` of v1.
 pub(super) const V1_KIND: [u8; 2] = [1, 4];
+
+/// Blocks that a log may hold, and revoke blocks: the largest that mke2fs makes by itself has a
+/// quarter of them, and more could fill the memory.
+const MAX_TAGS: usize = if cfg!(test) { 1200 } else { 1 << 20 };
 
 /// One block that a committed transaction wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +62,8 @@ pub struct Scan {
     pub transactions: u32,
     /// The first id that is not a committed transaction's.
     pub end: u32,
+    /// The block of the log where that one would begin.
+    pub end_at: u32,
 }
 
 /// Walks the log.
@@ -70,6 +77,7 @@ pub fn scan(log: &mut Log<'_>) -> Result<Scan> {
         left: log.superblock.last() - log.superblock.s_first(),
         scan: Scan::default(),
         committed: (0, 0),
+        committed_at: log.superblock.s_start(),
         v1_sum: !0,
         bad_checksum: false,
         interrupted: None,
@@ -80,6 +88,7 @@ pub fn scan(log: &mut Log<'_>) -> Result<Scan> {
     scan.tags.truncate(walk.committed.0);
     scan.revokes.truncate(walk.committed.1);
     scan.end = walk.interrupted.unwrap_or(walk.tid);
+    scan.end_at = walk.committed_at;
     Ok(scan)
 }
 
@@ -92,6 +101,8 @@ struct Walk {
     scan: Scan,
     /// How many of `scan.tags` and `scan.revokes` belong to committed transactions.
     committed: (usize, usize),
+    /// The block of the log behind the last of them.
+    committed_at: u32,
     v1_sum: u32,
     /// A descriptor or revoke block of this transaction has a bad checksum: it is damaged, or
     /// left over from an earlier filesystem. The commit block tells which.
@@ -113,6 +124,10 @@ impl Walk {
         let block = log.read(at)?;
         if be32(block, 0) != MAGIC || be32(block, 8) != self.tid {
             return Ok(false);
+        }
+        if self.scan.tags.len().max(self.scan.revokes.len()) > MAX_TAGS {
+            let text = format!("journal: more than {MAX_TAGS} blocks to replay");
+            return Err(Error::unsupported(text).with_hint(HINT));
         }
         match be32(block, 4) {
             DESCRIPTOR_BLOCK => {
@@ -145,6 +160,9 @@ impl Walk {
             COMMIT_BLOCK => {
                 let goes_on = self.commit(&superblock, block)?;
                 self.advance(log);
+                if goes_on && self.interrupted.is_none() {
+                    self.committed_at = self.at;
+                }
                 Ok(goes_on)
             }
             _ => Ok(false),

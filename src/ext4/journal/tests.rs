@@ -665,3 +665,18 @@ fn mend(log: &Log<'_>, format: Format, at: u32, block: &mut [u8]) {
     let checksum = crc32c(seed, block);
     put_be32(block, field, checksum);
 }
+
+#[test]
+fn endless_logs_are_not_held_in_memory() {
+    let image = test_image::mke2fs(LEN, &["-O", "^resize_inode", "-J", "size=2"]);
+    for (blocks, fine) in [(1100, true), (1300, false)] {
+        let mut writer = Writer::new(&image, PLAIN, 1, 7);
+        let write = |index| Op::Write(FREE + index, filled(index as u8));
+        writer.transaction(&(0..blocks).map(write).collect::<Vec<_>>());
+        let replayed = recover(&writer.finish());
+        match fine {
+            true => assert_eq!(replayed.unwrap().blocks, blocks),
+            false => assert_eq!(replayed.unwrap_err().kind(), ErrorKind::Unsupported),
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! entries: 4 bytes each, up to the last 8 bytes of the block, which are ob_magic, ob_checksum
 //! ```
 
+use super::{MAX_BYTES, MAX_ORPHANS, too_many};
 use crate::error::{Error, Result};
 use crate::ext4::checksum::crc32c;
 use crate::ext4::inode::S_IFREG;
@@ -75,6 +76,10 @@ pub fn orphan_file(fs: &Super, device: &dyn ReadAt) -> Result<OrphanFile> {
                 put32(&mut bytes, entries_end + 4, checksum);
             }
             file.cleared.push((offset, bytes));
+            let held = file.cleared.len() as u64 * geometry.block_size;
+            if held > MAX_BYTES || file.entries.len() > MAX_ORPHANS {
+                return Err(too_many());
+            }
         }
     }
     Ok(file)

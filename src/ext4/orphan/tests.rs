@@ -389,3 +389,54 @@ fn a_list_that_leads_astray_is_refused() {
     image.debugfs("ssv state 2");
     assert!(image.finish().unwrap().0.overlay.is_empty());
 }
+
+/// Each map would be walked from its start, however many orphans claim the same one.
+#[test]
+fn orphans_own_blocks_alone() {
+    let folder = Scratch::folder();
+    sparse_file(&folder, "a", 40, 50);
+    sparse_file(&folder, "b", 40, 50);
+    for features in ["extent,^metadata_csum", "^extent,^64bit,^metadata_csum"] {
+        let image = Image::new(&["-O", features], &folder);
+        let (a, b) = (image.number("a"), image.number("b"));
+        image.enlist(&[(a, Some(5 * BLOCK)), (b, Some(5 * BLOCK))]);
+        assert_eq!(image.finish().unwrap().0.truncated, 2);
+        let mut bytes = image.0.read();
+        let disk = MemoryDisk::from(bytes.clone());
+        let fs = Super::read(&disk).unwrap().unwrap();
+        let offset = |number| {
+            let slot = read_inode(&fs, &disk, InodeNr(number)).unwrap();
+            slot.offset as usize + crate::ext4::inode::I_BLOCK
+        };
+        let (from, to) = (offset(a), offset(b));
+        bytes.copy_within(from..from + I_BLOCK_SIZE, to);
+        fs::write(&image.0, bytes).unwrap();
+        let error = image.finish().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsound);
+        assert!(error.one_line().contains("in use elsewhere"), "{error}");
+    }
+}
+
+#[test]
+fn endless_orphans_are_not_held_in_memory() {
+    let image = mke2fs(LEN, &["-O", "^metadata_csum"]);
+    let disk = MemoryDisk::from(image);
+    let mut fs = Super::read(&disk).unwrap().unwrap();
+    let first = 20;
+    for count in [MAX_ORPHANS as u32, MAX_ORPHANS as u32 + 1] {
+        for number in first..first + count {
+            let mut slot =
+                crate::ext4::inode_table::read_slot(&fs, &disk, InodeNr(number)).unwrap();
+            slot.inode.set_i_mode(S_IFREG | 0o644);
+            let last = number + 1 == first + count;
+            slot.inode.set_i_dtime(if last { 0 } else { number + 1 });
+            disk.write_all_at(slot.offset, &slot.inode.0).unwrap();
+        }
+        fs.superblock.set_s_last_orphan(first);
+        let done = finish_orphans(&fs, &disk, NOW);
+        match count as usize > MAX_ORPHANS {
+            true => assert_eq!(done.unwrap_err().kind(), ErrorKind::Unsupported),
+            false => assert_eq!(done.unwrap().deleted, count),
+        }
+    }
+}

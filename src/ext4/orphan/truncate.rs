@@ -1,11 +1,12 @@
 //! Cutting a file to its size: the blocks behind it, the rest of its last block, its map.
 
-use super::Work;
+use super::{MAX_BYTES, Work, too_many};
 use crate::error::{Error, Result};
+use crate::ext4::bitmap::Bitmap;
 use crate::ext4::inode::{ENCRYPT_FL, EXTENTS_FL, I_BLOCK_SIZE, INLINE_DATA_FL, S_IFREG};
 use crate::ext4::inode_table::Slot;
 use crate::ext4::map::{
-    BlockMap, Extent, Node, build_pointers, build_tree, join_extents, read_map_alone, tree_shape,
+    BlockMap, Extent, Node, build_pointers, build_tree, join_extents, read_map, tree_shape,
 };
 use crate::ext4::raw::{le16, le32, put32};
 use crate::units::BlockNr;
@@ -40,6 +41,7 @@ impl Work<'_> {
                     )));
                 }
             };
+            self.hold(nodes.len())?;
             let places: Vec<BlockNr> = nodes.iter().map(|node| node.block).collect();
             let generation = slot.inode.i_generation();
             built = build_tree(
@@ -53,6 +55,7 @@ impl Work<'_> {
         } else {
             extents = kept;
             nodes = cut_nodes(&map.nodes, &extents, end, block_size / 4);
+            self.hold(nodes.len())?;
             built = build_pointers(block_size, &extents, &nodes, &mut i_block);
         }
         slot.inode.i_block_mut().copy_from_slice(&i_block);
@@ -69,9 +72,24 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn block_map(&self, slot: &Slot) -> Result<BlockMap> {
+    /// Counts the nodes that are about to be held in memory.
+    fn hold(&mut self, nodes: usize) -> Result<()> {
+        let bytes = (nodes as u64).saturating_mul(self.fs.geometry.block_size);
+        self.rebuilt = self.rebuilt.saturating_add(bytes);
+        match self.rebuilt > MAX_BYTES {
+            true => Err(too_many()),
+            false => Ok(()),
+        }
+    }
+
+    fn block_map(&mut self, slot: &Slot) -> Result<BlockMap> {
+        if self.walked.is_empty() {
+            self.walked = Bitmap::new(self.fs.geometry.blocks_count);
+        }
         let view = self.orphans.overlay.over(self.device);
-        read_map_alone(self.fs, &view, slot.number, &slot.inode)
+        let walked = &mut self.walked;
+        let mut claim = |block: BlockNr, count: u64| walked.set_range(block..block + count) == 0;
+        read_map(self.fs, &view, slot.number, &slot.inode, &mut claim)
             .map_err(|error| error.of(format_args!("inode {}", slot.number)))
     }
 

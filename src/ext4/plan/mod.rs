@@ -39,6 +39,8 @@ pub enum NoFit {
     LastGroup,
     /// Inodes would have to move, and encrypted files depend on their numbers.
     StableInodes,
+    /// More pieces would have to move than are held in memory.
+    Pieces,
     /// Beyond what the format can number.
     Limit(&'static str),
 }
@@ -58,6 +60,7 @@ impl std::fmt::Display for NoFit {
             NoFit::Table { group } => write!(f, "no room for the inode table of group {group}"),
             NoFit::LastGroup => write!(f, "the last group would be too small"),
             NoFit::StableInodes => write!(f, "inodes must not move (stable_inodes)"),
+            NoFit::Pieces => write!(f, "it would have to move in millions of pieces"),
             NoFit::Limit(what) => write!(f, "the format's limit on {what}"),
         }
     }

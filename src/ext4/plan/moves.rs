@@ -11,6 +11,9 @@ use crate::ext4::metadata::{InodeRecord, Metadata};
 use crate::ext4::superblock::{COMPAT_STABLE_INODES, INCOMPAT_MMP};
 use crate::units::BlockNr;
 
+/// Pieces that move, each of which takes some hundred bytes: with more, a larger size is looked for.
+const MAX_MOVES: usize = 4 << 20;
+
 impl Planner<'_> {
     /// Gives the inodes of vanished groups the lowest free numbers.
     pub(super) fn move_inodes(&mut self) -> Result<(), NoFit> {
@@ -113,6 +116,9 @@ impl Planner<'_> {
                 };
                 let len = place.end - place.start;
                 self.blocks.push(at, len, place.start);
+                if self.blocks.runs().len() > MAX_MOVES {
+                    return Err(NoFit::Pieces);
+                }
                 self.used.set_range(place);
                 at += len;
             }

@@ -1,5 +1,6 @@
 //! The plan in the making: the groups' own metadata first, counts and flags last.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::relocate::Relocation;
@@ -23,6 +24,8 @@ pub(super) struct Planner<'a> {
     pub(super) blocks: Relocation,
     /// Old blocks below the new end that must make room for descriptors.
     pub(super) evicted: RangeSet,
+    /// Where room for groups' metadata was looked for.
+    searched: Searched,
 }
 
 impl<'a> Planner<'a> {
@@ -45,6 +48,7 @@ impl<'a> Planner<'a> {
             inodes: Relocation::default(),
             blocks: Relocation::default(),
             evicted: RangeSet::new(),
+            searched: Searched::default(),
         }
     }
 
@@ -131,13 +135,11 @@ impl<'a> Planner<'a> {
 
     /// Finds `count` free blocks in a row for a group: where mke2fs would put them, else anywhere
     /// that the features allow.
-    fn place_part(&self, group: GroupNr, which: usize, count: u64) -> Option<BlockNr> {
+    fn place_part(&mut self, group: GroupNr, which: usize, count: u64) -> Option<BlockNr> {
         let end = self.new.blocks_count;
         if !self.metadata.fs.superblock.has_incompat(INCOMPAT_FLEX_BG) {
-            return self.find_free(
-                self.new.group_start(group)..self.new.group_end(group),
-                count,
-            );
+            let own = self.new.group_start(group)..self.new.group_end(group);
+            return find_free(&self.used, own, count);
         }
         let flex = 1u64 << self.metadata.fs.superblock.s_log_groups_per_flex().min(20);
         let within = u64::from(group) % flex;
@@ -153,15 +155,11 @@ impl<'a> Planner<'a> {
         if ideal + count <= end && self.used.count(ideal..ideal + count) == 0 {
             return Some(ideal);
         }
-        self.find_free(start..end, count)
-            .or_else(|| self.find_free(self.new.first_data_block..end, count))
-    }
-
-    fn find_free(&self, within: Range<BlockNr>, count: u64) -> Option<BlockNr> {
-        self.used
-            .runs(within, false)
-            .find(|run| run.end - run.start >= count)
-            .map(|run| run.start)
+        let [behind, anywhere] = &mut self.searched.0;
+        behind.find(&self.used, start, count).or_else(|| {
+            let first = self.new.first_data_block;
+            anywhere.find(&self.used, first, count)
+        })
     }
 
     /// Fills in counts and flags.
@@ -245,5 +243,80 @@ impl<'a> Planner<'a> {
             })
             .sum();
         inside + self.new.super_blocks(group)
+    }
+}
+
+fn find_free(used: &Bitmap, within: Range<BlockNr>, count: u64) -> Option<BlockNr> {
+    used.runs(within, false)
+        .find(|run| run.end - run.start >= count)
+        .map(|run| run.start)
+}
+
+/// What was searched from the groups' own places on, and from the filesystem's start on.
+#[derive(Default)]
+struct Searched([Search; 2]);
+
+/// Remembers where there is no room, so that thousands of groups do not each look through the same
+/// blocks. What is found is taken at once, and nothing is given back meanwhile.
+#[derive(Default)]
+struct Search {
+    /// By length: from the first block to the second no more run of it begins.
+    without: BTreeMap<u64, Range<BlockNr>>,
+}
+
+impl Search {
+    /// Finds the first `count` free blocks in a row from `start` on.
+    fn find(&mut self, used: &Bitmap, start: BlockNr, count: u64) -> Option<BlockNr> {
+        let without = self.without.entry(count).or_insert(start..start);
+        if !(without.start..=without.end).contains(&start) {
+            *without = start..start;
+        }
+        let found = find_free(used, without.end..used.len(), count);
+        without.end = found.map_or(used.len(), |found| found + count);
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_that_remembers_finds_the_same() {
+        let mut state = 9u64;
+        let mut random = |below: u64| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 33) % below
+        };
+        for _ in 0..200 {
+            let mut used = Bitmap::new(2000);
+            for _ in 0..random(300) {
+                let start = random(2000);
+                used.set_range(start..start + 1 + random(4));
+            }
+            let mut search = Search::default();
+            let mut start = 0;
+            for _ in 0..200 {
+                let count = [1, 1, 7, 20][random(4) as usize];
+                // Mostly the next group, now and then one before.
+                start = if random(8) == 0 {
+                    random(2000)
+                } else {
+                    (start + random(30)).min(1999)
+                };
+                let found = search.find(&used, start, count);
+                assert_eq!(found, find_free(&used, start..2000, count));
+                if let Some(found) = found {
+                    used.set_range(found..found + count);
+                }
+                if random(5) == 0 {
+                    // The place where it would be best.
+                    let ideal = random(2000);
+                    used.set_range(ideal..ideal + 5);
+                }
+            }
+        }
     }
 }

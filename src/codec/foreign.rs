@@ -1,0 +1,184 @@
+//! Files that are no image of a disk: a virtual machine's disk in its own format, an archive, a
+//! web page. Written to a card, or captured as it is, such a file would be of no use to anybody.
+//!
+//! Decisions: only what is known for sure is refused, and nothing that has a boot signature; an
+//! image that nobody knows may still be one.
+
+use super::Codec;
+use crate::error::{Error, Result};
+use crate::io::ReadAt;
+
+/// How many first bytes are looked at.
+const FIRST: usize = 1024;
+/// How many last ones.
+const LAST: usize = 512;
+/// What a disk has at the least.
+const SECTOR: usize = 512;
+
+/// What a format is called and what helps, by bytes at a place.
+type Known = (usize, &'static [u8], &'static str, &'static str);
+
+const CONVERT: &str = "qemu-img convert -O raw FILE card.img makes a raw image of it";
+const HDIUTIL: &str = "hdiutil convert FILE -format UDTO -o card makes a raw image, card.cdr";
+const UNPACK: &str = "unpack it and give the image itself";
+
+const KNOWN: &[Known] = &[
+    (0, b"QFI\xfb", "a QEMU disk (qcow2)", CONVERT),
+    (0, b"KDMV", "a VMware disk (vmdk)", CONVERT),
+    (0, b"COWD", "a VMware disk (vmdk)", CONVERT),
+    (
+        0,
+        b"# Disk DescriptorFile",
+        "the description of a VMware disk (vmdk)",
+        CONVERT,
+    ),
+    (0, b"vhdxfile", "a Hyper-V disk (vhdx)", CONVERT),
+    (0, b"conectix", "a virtual PC's disk (vhd)", CONVERT),
+    (
+        0x40,
+        b"\x7f\x10\xda\xbe",
+        "a VirtualBox disk (vdi)",
+        CONVERT,
+    ),
+    (
+        0,
+        b"\x3a\xff\x26\xed",
+        "an Android sparse image",
+        "simg2img FILE card.img makes a raw image of it",
+    ),
+    (
+        0,
+        b"EVF\x09\x0d\x0a\xff\x00",
+        "an EnCase image (ewf)",
+        "ewfexport makes a raw image of it",
+    ),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (0, b"Rar!\x1a\x07", "a rar archive", UNPACK),
+    (257, b"ustar", "a tar archive", UNPACK),
+    (0, b"\x04\x22\x4d\x18", "packed as lz4", UNPACK),
+    (0, b"LZIP", "packed as lzip", UNPACK),
+    (0, b"%PDF-", "a PDF document", ""),
+];
+
+/// Text that begins a page or a document, in lower case.
+const PAGES: [&[u8]; 3] = [b"<!doctype", b"<html", b"<?xml"];
+
+/// Refuses a file, or what is taken for a disk, if it is known to be no disk's image.
+///
+/// # Errors
+/// As [`refuse`]; what cannot be read is no error here.
+pub fn refuse_disk(disk: &dyn ReadAt) -> Result<()> {
+    let mut first = vec![0; disk.len().min(FIRST as u64) as usize];
+    let mut last = vec![0; disk.len().min(LAST as u64) as usize];
+    if disk.read_exact_at(0, &mut first).is_err() {
+        return Ok(());
+    }
+    if disk
+        .read_exact_at(disk.len() - last.len() as u64, &mut last)
+        .is_err()
+    {
+        last.clear();
+    }
+    refuse(&first, &last)
+}
+
+/// Refuses contents that begin with `first` and end with `last` if they are known to be no disk's.
+/// `first` is a kilobyte, or shorter if that is all; `last` is half of that, or empty where it is
+/// not known.
+///
+/// # Errors
+/// `Unsupported`, with what it is and what helps.
+pub fn refuse(first: &[u8], last: &[u8]) -> Result<()> {
+    if first.len() < SECTOR {
+        let len = first.len();
+        return Err(Error::unsupported(format!(
+            "it is no image of a disk: it has only {len} bytes"
+        )));
+    }
+    if first.get(510..512) == Some(b"\x55\xaa") {
+        return Ok(());
+    }
+    let known = KNOWN
+        .iter()
+        .find(|(at, bytes, ..)| first.get(*at..).is_some_and(|rest| rest.starts_with(bytes)));
+    let (what, hint) = if let Some((_, _, what, hint)) = known {
+        ((*what).to_owned(), *hint)
+    } else if last.len() == LAST && last.starts_with(b"koly") {
+        (
+            "an Apple disk image that is packed (dmg)".to_owned(),
+            HDIUTIL,
+        )
+    } else if PAGES.iter().any(|page| is_page(first, page)) {
+        let hint = "look into it: a server may have sent it instead of the image";
+        ("a web page or a document".to_owned(), hint)
+    } else {
+        // Packed twice, or given where only a plain image will do.
+        match Codec::detect(first) {
+            Codec::Raw => return Ok(()),
+            codec => (format!("packed as {codec}"), UNPACK),
+        }
+    };
+    let error = Error::unsupported(format!("it is no image of a disk, but {what}"));
+    Err(match hint.is_empty() {
+        true => error,
+        false => error.with_hint(hint),
+    })
+}
+
+fn is_page(first: &[u8], page: &[u8]) -> bool {
+    let text = first
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(first)
+        .trim_ascii_start();
+    text.get(..page.len())
+        .is_some_and(|begin| begin.eq_ignore_ascii_case(page))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::io::memory::MemoryDisk;
+
+    #[test]
+    fn tells_what_is_no_disk() {
+        let at = |at: usize, bytes: &[u8]| {
+            let mut first = vec![0; FIRST];
+            first[at..at + bytes.len()].copy_from_slice(bytes);
+            first
+        };
+        for (at_byte, bytes, name) in [
+            (0, &b"QFI\xfb\0\0\0\x03"[..], "qcow2"),
+            (0, b"KDMV\x01", "vmdk"),
+            (0x40, b"\x7f\x10\xda\xbe", "vdi"),
+            (257, b"ustar\0", "tar"),
+            (0, b"7z\xbc\xaf\x27\x1c", "7z"),
+            (0, b"\n <!DOCTYPE html>", "web page"),
+            (0, b"\xef\xbb\xbf<?xml version", "document"),
+            (0, b"\x28\xb5\x2f\xfd", "zstd"),
+            (0, b"PK\x03\x04", "zip"),
+        ] {
+            let error = refuse(&at(at_byte, bytes), &[]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        let mut dmg = [0; LAST];
+        dmg[..4].copy_from_slice(b"koly");
+        assert!(refuse(&[0; FIRST], &dmg).is_err());
+        assert!(refuse(b"hello", b"").is_err());
+        let mut disk = at(0, b"QFI\xfb");
+        assert!(refuse_disk(&MemoryDisk::from(disk.clone())).is_err());
+        disk[..4].fill(0);
+        refuse_disk(&MemoryDisk::from(disk)).unwrap();
+    }
+
+    #[test]
+    fn lets_pass_what_may_be_a_disk() {
+        let mut signed = vec![0; FIRST];
+        signed[..4].copy_from_slice(b"QFI\xfb");
+        signed[510..512].copy_from_slice(b"\x55\xaa");
+        refuse(&signed, &[]).unwrap();
+        refuse(&[0; FIRST], &[0; LAST]).unwrap();
+        refuse(&[7; FIRST], &[7; LAST]).unwrap();
+    }
+}
