@@ -18,7 +18,7 @@ use super::orphan::QuotaDelta;
 use super::plan::ResizePlan;
 use super::superblock::{INCOMPAT_MMP, SUPERBLOCK_OFFSET, Super};
 use crate::error::Result;
-use crate::io::{Overlay, RangeSet, ReadAt};
+use crate::io::{Edits, Overlay, RangeSet, ReadAt};
 use crate::units::{BlockNr, InodeNr};
 use slots::SlotReader;
 
@@ -148,6 +148,24 @@ impl Emitter<'_> {
     fn put_block(&mut self, block: BlockNr, bytes: Vec<u8>) {
         self.overlay
             .set_bytes(self.plan.geometry.offset(block), bytes);
+    }
+
+    /// Puts what becomes of the block at `old` where the plan has it: of an image, no more of it is
+    /// kept than what changes.
+    fn change_block(&mut self, old: BlockNr, before: &[u8], after: Vec<u8>) {
+        let place = self.plan.blocks.of(old);
+        if self.form == Form::InPlace {
+            self.put_block(place, after);
+            return;
+        }
+        let geometry = &self.plan.geometry;
+        let edits = Edits::between(before, &after);
+        self.overlay.set_patched(
+            geometry.offset(place),
+            geometry.block_size,
+            geometry.offset(old),
+            edits,
+        );
     }
 
     fn zero_free_blocks(&mut self) {

@@ -157,6 +157,15 @@ impl Overlay {
         self.set(offset, len, Source::Bytes(bytes, 0));
     }
 
+    /// Takes the bytes at `offset` from the part `part` of a buffer that others may share.
+    ///
+    /// # Panics
+    /// As [`set_bytes`](Self::set_bytes), and if the buffer has no such part.
+    pub fn set_shared(&mut self, offset: u64, bytes: &Arc<[u8]>, part: Range<usize>) {
+        let len = bytes[part.clone()].len() as u64;
+        self.set(offset, len, Source::Bytes(bytes.clone(), part.start));
+    }
+
     /// Makes `range` zeros.
     pub fn set_zero(&mut self, range: Range<u64>) {
         self.set(

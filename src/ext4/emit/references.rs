@@ -117,7 +117,7 @@ impl Emitter<'_> {
                 record.number
             )));
         }
-        self.put_block(self.plan.blocks.of(place), block);
+        self.change_block(place, bytes, block);
         Ok(())
     }
 
@@ -131,14 +131,15 @@ impl Emitter<'_> {
             if place == block && !with_values {
                 continue;
             }
-            let mut bytes = self.read_block(block)?;
+            let before = self.read_block(block)?;
+            let mut bytes = before.clone();
             let mut changed = place != block;
-            if with_values && let Ok(area) = xattr::in_block(&bytes) {
+            if with_values && let Ok(area) = xattr::in_block(&before) {
                 changed |= area.relocate_value_inodes(&mut bytes, &|old| plan.inode(old));
             }
             if changed {
                 xattr::update_checksum(&self.new_fs, place, &mut bytes);
-                self.put_block(place, bytes);
+                self.change_block(block, &before, bytes);
             }
         }
         Ok(())
