@@ -2,7 +2,7 @@
 //! the new one.
 //!
 //! ```text
-//! settling   a transaction behind the log's last one ─ its commit block
+//! settling   a transaction ─ the log's superblock, which replaces all other ones by it
 //! recovery   replayed blocks ─ empty the log ─ superblock
 //! change     unused blocks, the log's copies ─ superblock: needs_recovery ─ log counts
 //!            ─ descriptors of the old groups ─ all blocks but the superblock
@@ -38,7 +38,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::geometry::Geometry;
-use super::journal::{commit, replay_log};
+use super::journal::commit;
 use super::metadata::Metadata;
 use super::superblock::{
     COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super,
@@ -85,10 +85,9 @@ pub fn recovery(fs: &Super, device: &dyn ReadAt, replayed: &Overlay) -> Result<S
     Ok(steps)
 }
 
-/// Puts into steps what makes fast commits part of the log: `recovered`, which the whole recovery
-/// changes on `device`, goes into a transaction behind the last one, as far as the log does not hold
-/// it already. Fast commits alone change no bitmap, and they are gone when the log is emptied.
-/// `None` if the log has no room.
+/// Puts into steps what makes fast commits an ordinary transaction: `recovered`, all that the
+/// recovery changes on `device`, replaces what is in the log. Fast commits alone change no bitmap,
+/// and they are gone when the log is emptied. `None` if the log has no room.
 ///
 /// # Errors
 /// `Unsound` for a damaged journal, what the device fails with.
@@ -99,16 +98,12 @@ pub fn settle_fast_commits(
 ) -> Result<Option<Steps>> {
     let (len, size) = (device.len(), fs.geometry.block_size);
     let log = commit::place(fs, device)?.blocks;
-    let (logged, _) = replay_log(fs, device)?;
-    let (before, after) = (logged.overlay.over(device), recovered.over(device));
+    let after = recovered.over(device);
     let changed = recovered.changed().flat_map(|range| pieces(range, size));
     let changed: BTreeSet<BlockNr> = changed.map(|piece| piece.start / size).collect();
     let mut blocks = Vec::new();
     for block in changed.into_iter().filter(|&block| !log.contains(block)) {
         let mut bytes = after.read_vec_at(block * size, size as usize)?;
-        if bytes == before.read_vec_at(block * size, size as usize)? {
-            continue;
-        }
         if block == SUPERBLOCK.start / size {
             let at = (SUPERBLOCK.start % size) as usize;
             let superblock = recovering(&superblock(&after)?);
@@ -116,21 +111,16 @@ pub fn settle_fast_commits(
         }
         blocks.push((block, bytes));
     }
-    let Some(mut transaction) = commit::continuation(fs, device, &blocks)? else {
-        return Ok(None);
-    };
-    let Some((commit_at, commit)) = transaction.pop() else {
+    let Some(transaction) = commit::replacement(fs, device, &blocks)? else {
         return Ok(None);
     };
     let mut prepared = Overlay::new(len);
-    for (offset, bytes) in transaction {
+    for (offset, bytes) in transaction.log {
         prepared.set_bytes(offset, bytes);
     }
-    // All of the commit block but its first sector, so that nothing of it can be torn.
-    prepared.set_zero(commit_at..commit_at + size);
     let mut steps = Steps::new();
     steps.push(prepared);
-    steps.push_bytes(len, commit_at, &commit);
+    steps.push_bytes(len, transaction.superblock_at, &transaction.started);
     Ok(Some(steps))
 }
 

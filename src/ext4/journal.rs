@@ -82,10 +82,7 @@ pub fn replay(fs: &Super, device: &dyn ReadAt) -> Result<Replay> {
 }
 
 /// Replays the transactions in the log, but not the fast commits behind them.
-///
-/// # Errors
-/// As [`replay`].
-pub fn replay_log(fs: &Super, device: &dyn ReadAt) -> Result<(Replay, FastCommits)> {
+fn replay_log(fs: &Super, device: &dyn ReadAt) -> Result<(Replay, FastCommits)> {
     let mut replay = Replay {
         overlay: Overlay::new(device.len()),
         needed: fs.superblock.has_incompat(INCOMPAT_RECOVER),

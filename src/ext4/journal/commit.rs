@@ -1,9 +1,8 @@
 //! Transactions of our own: what makes a change of many blocks happen at once.
 //!
-//! In an empty log, the blocks go there first, which changes nothing; when the log's superblock names
+//! The blocks go first where the log has nothing, which changes nothing; when the log's superblock names
 //! them, they count, whatever becomes of the blocks' own places: every mount replays them from then
-//! on. Behind the last transaction of a log, they count from their commit block on; fast commits,
-//! which continue the transaction before, count no more then.
+//! on, and nothing that was in the log before.
 
 use super::crc32_be::crc32_be;
 use super::log::Log;
@@ -70,52 +69,51 @@ pub fn transaction(
     if superblock.s_start() != 0 {
         return Ok(None);
     }
-    let Some(placed) = place_transaction(fs, &log, blocks, (first, tid, room))? else {
-        return Ok(None);
-    };
-    Ok(Some(Transaction {
-        log: placed,
-        superblock_at: fs.geometry.offset(log.place(0)?),
-        started: superblock.started(first),
-        emptied: superblock.emptied(tid.wrapping_add(1)),
-    }))
+    build(fs, &log, blocks, (first, tid, room))
 }
 
-/// Writes a transaction with the new contents of `blocks` that follows the last one in the log of
-/// `fs`: blocks of the log, bytes on the device and contents, of which the last one commits it and
-/// has to be written after the others. `None` if the log has no room for it.
+/// Writes a transaction with the new contents of `blocks` that takes the place of all that is in
+/// the log of `fs`, fast commits included; `None` if the log has no room for it beside that.
 ///
 /// # Errors
 /// `Unsound` for a damaged journal, what the device fails with.
-pub fn continuation(
+pub fn replacement(
     fs: &Super,
     device: &dyn ReadAt,
     blocks: &[(BlockNr, Vec<u8>)],
-) -> Result<Option<Vec<(u64, Vec<u8>)>>> {
+) -> Result<Option<Transaction>> {
     let mut log = Log::open(fs, device)?;
     let found = scan(&mut log)?;
-    let (start, ring) = (log.superblock.s_start(), {
-        log.superblock.last() - log.superblock.s_first()
-    });
-    if start == 0 {
+    let superblock = &log.superblock;
+    let (first, start, last) = (
+        superblock.s_first(),
+        superblock.s_start(),
+        superblock.last(),
+    );
+    if start == 0 || (found.end_at == start && found.transactions > 0) {
         return Ok(None);
     }
-    // OK: both lie in the ring.
-    let taken = (found.end_at + ring - start) % ring;
-    if taken == 0 && found.transactions > 0 {
-        return Ok(None);
+    // Not where the next transaction would be looked for, and not over the end of the ring, which
+    // lies elsewhere in a log without fast commits.
+    let at = found.end_at + 1;
+    let tid = found.end.wrapping_add(1);
+    let wraps = found.end_at < start;
+    let behind = (at, tid, if wraps { start } else { last }.saturating_sub(at));
+    let before = (first, tid, if wraps { 0 } else { start - first });
+    match build(fs, &log, blocks, behind)? {
+        None => build(fs, &log, blocks, before),
+        built => Ok(built),
     }
-    place_transaction(fs, &log, blocks, (found.end_at, found.end, ring - taken))
 }
 
-/// Writes a transaction from block `at` of the log on, where `room` blocks are free; `None` if they
-/// are too few.
-fn place_transaction(
+/// Builds a transaction that begins at block `at` of the log, where `room` blocks are free; `None`
+/// if they are too few.
+fn build(
     fs: &Super,
     log: &Log<'_>,
     blocks: &[(BlockNr, Vec<u8>)],
-    (mut at, tid, room): (u32, u32, u32),
-) -> Result<Option<Vec<(u64, Vec<u8>)>>> {
+    (at, tid, room): (u32, u32, u32),
+) -> Result<Option<Transaction>> {
     let superblock = &log.superblock;
     let size = log.block_size() as usize;
     // One UUID in each descriptor, and one block to spare.
@@ -146,11 +144,15 @@ fn place_transaction(
     }
     bytes.push(commit_block(superblock, tid, size, v1_sum));
     let mut placed = Vec::new();
-    for block in bytes {
-        placed.push((fs.geometry.offset(log.place(at)?), block));
-        at = log.next(at);
+    for (place, block) in (at..).zip(bytes) {
+        placed.push((fs.geometry.offset(log.place(place)?), block));
     }
-    Ok(Some(placed))
+    Ok(Some(Transaction {
+        log: placed,
+        superblock_at: fs.geometry.offset(log.place(0)?),
+        started: superblock.started(at, tid),
+        emptied: superblock.emptied(tid.wrapping_add(1)),
+    }))
 }
 
 /// Returns the bytes of a descriptor block for tags.

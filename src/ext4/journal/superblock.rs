@@ -229,11 +229,12 @@ impl JournalSuperblock {
     }
 
     /// Returns the bytes of this superblock for a log that has to be replayed from block `s_start`
-    /// on, where its next transaction begins.
-    pub fn started(&self, s_start: u32) -> Vec<u8> {
-        let mut bytes = self.bytes.clone();
-        put_be32(&mut bytes, 0x1C, s_start);
-        self.with_checksum(bytes)
+    /// on, where transaction `s_sequence` begins; without fast commits.
+    pub fn started(&self, s_start: u32, s_sequence: u32) -> Vec<u8> {
+        let mut started = self.clone();
+        started.bytes = self.emptied(s_sequence);
+        put_be32(&mut started.bytes, 0x1C, s_start);
+        self.with_checksum(started.bytes)
     }
 
     fn with_checksum(&self, mut bytes: Vec<u8>) -> Vec<u8> {
