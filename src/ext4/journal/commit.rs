@@ -81,6 +81,9 @@ pub fn transaction(
     }))
 }
 
+/// Blocks of the log: bytes on the device, and contents.
+pub type Placed = Vec<(u64, Vec<u8>)>;
+
 /// Writes a transaction with the new contents of `blocks` that follows the last one in the log of
 /// `fs`: blocks of the log, bytes on the device and contents, of which the last one commits it and
 /// has to be written after the others. `None` if the log has no room for it.
@@ -91,7 +94,7 @@ pub fn continuation(
     fs: &Super,
     device: &dyn ReadAt,
     blocks: &[(BlockNr, Vec<u8>)],
-) -> Result<Option<Vec<(u64, Vec<u8>)>>> {
+) -> Result<Option<Placed>> {
     let mut log = Log::open(fs, device)?;
     let found = scan(&mut log)?;
     let (start, ring) = (log.superblock.s_start(), {
@@ -115,7 +118,7 @@ fn place_transaction(
     log: &Log<'_>,
     blocks: &[(BlockNr, Vec<u8>)],
     (mut at, tid, room): (u32, u32, u32),
-) -> Result<Option<Vec<(u64, Vec<u8>)>>> {
+) -> Result<Option<Placed>> {
     let superblock = &log.superblock;
     let size = log.block_size() as usize;
     // One UUID in each descriptor, and one block to spare.
