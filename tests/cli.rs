@@ -1,5 +1,7 @@
 //! What the command line says and leaves behind when it is used in odd ways.
 
+#![cfg(target_os = "linux")]
+
 #[path = "../src/scratch.rs"]
 mod scratch;
 
