@@ -216,7 +216,7 @@ pub fn picture(plan: &CapturePlan, cells: usize) -> Vec<Cell> {
                 add(from, segment.len, &|cell, bytes| cell.used += bytes);
             }
             Source::Base(from) => add(from, segment.len, &|cell, bytes| cell.moved += bytes),
-            Source::Bytes(..) => {
+            Source::Bytes(..) | Source::Patched(..) => {
                 add(segment.start, segment.len, &|cell, bytes| {
                     cell.metadata += bytes;
                 });

@@ -74,23 +74,28 @@ fn grown(image: &Path, len: u64) -> (MemoryDisk, Growth) {
     (disk, growth)
 }
 
-/// Gives the file, inode 12, a new place, as one extent.
-fn put_file_at(disk: &MemoryDisk, block: u64) {
+/// Gives the file, inode 12, new places: so many blocks from there on, one extent each.
+fn put_file_at(disk: &MemoryDisk, places: &[(u64, usize)]) {
     let ext = Ext4::open(disk).unwrap();
     let meta = Metadata::read(disk, &mut ext.findings.clone()).unwrap();
     let number = InodeNr(12);
-    let record = meta.inode(number).unwrap();
-    let [extent] = meta.extents(record) else {
-        panic!("the file is in pieces")
-    };
-    let bytes = disk
-        .read_vec_at(extent.start * BLOCK, extent.len() as usize * BLOCK as usize)
-        .unwrap();
-    disk.write_all_at(block * BLOCK, &bytes).unwrap();
     let mut slot = meta.read_inode(disk, number).unwrap();
     let root = slot.i_block_mut();
-    root[18..20].copy_from_slice(&((block >> 32) as u16).to_le_bytes());
-    root[20..24].copy_from_slice(&(block as u32).to_le_bytes());
+    root[2] = places.len() as u8;
+    let mut bytes = noise();
+    bytes.resize(bytes.len().next_multiple_of(BLOCK as usize), 0);
+    let mut logical = 0;
+    for (index, &(block, count)) in places.iter().enumerate() {
+        let part = &bytes[logical * BLOCK as usize..][..count * BLOCK as usize];
+        disk.write_all_at(block * BLOCK, part).unwrap();
+        let entry = &mut root[12 * (index + 1)..][..12];
+        entry[..4].copy_from_slice(&(logical as u32).to_le_bytes());
+        entry[4..6].copy_from_slice(&(count as u16).to_le_bytes());
+        entry[6..8].copy_from_slice(&((block >> 32) as u16).to_le_bytes());
+        entry[8..].copy_from_slice(&(block as u32).to_le_bytes());
+        logical += count;
+    }
+    assert_eq!(logical * BLOCK as usize, bytes.len());
     slot.update_checksum(&meta.fs.checksums, number);
     disk.write_all_at(meta.inode_offset(number), slot.bytes())
         .unwrap();
@@ -110,8 +115,13 @@ fn a_file_behind_block_2_to_the_32_comes_down_and_stays_the_same() {
     let copy = disk.read_vec_at(177_147 * 32768 * BLOCK, 1024).unwrap();
     assert_eq!(copy[0x38..0x3A], [0x53, 0xEF]);
     assert_eq!(copy[0x150..0x154], [1, 0, 0, 0]);
-    for place in [BEYOND - 25, BEYOND + 100, 22 * TIB / BLOCK - 25] {
-        put_file_at(&disk, place);
+    let last = 22 * TIB / BLOCK - 25;
+    for places in [
+        &[(BEYOND - 10, 10), (BEYOND + 100, 15)][..],
+        &[(BEYOND + 100, 5), (BEYOND - 10, 10), (last, 10)],
+        &[(last, 25)],
+    ] {
+        put_file_at(&disk, places);
         let ext = Ext4::open(&disk).unwrap();
         // The bitmaps know nothing of it, which is put right.
         assert!(!ext.findings.repairs().is_empty());
@@ -119,7 +129,10 @@ fn a_file_behind_block_2_to_the_32_comes_down_and_stays_the_same() {
         assert_eq!((kept.overlay.len(), kept.moved_blocks), (22 * TIB, 0));
         let view = kept.overlay.over(&disk);
         assert!(Ext4::open(&view).unwrap().findings.repairs().is_empty());
-        assert!(kept.stored.contains(place * BLOCK));
+        for &(place, count) in places {
+            assert!(kept.stored.contains(place * BLOCK));
+            assert!(kept.stored.contains((place + count as u64) * BLOCK - 1));
+        }
         let shrunk = ext.image(&disk, Target::Headroom(0)).unwrap();
         assert!(shrunk.moved_blocks >= 25);
         let len = shrunk.overlay.len();
@@ -156,6 +169,24 @@ fn sizes_around_2_to_the_32_blocks() {
         let ext = Ext4::open(&disk).unwrap();
         assert_eq!(ext.superblock().blocks_count(), blocks);
         assert_eq!(ext.minimum_bytes().unwrap(), least, "{blocks}");
+    }
+}
+
+#[test]
+fn a_partial_group_below_2_to_the_32_blocks_is_filled_and_gone_beyond() {
+    let scratch = Scratch::new("across");
+    let image = scratch.filesystem("64bit,^resize_inode");
+    let beyond = BEYOND + 32768 + 600;
+    let disk = MemoryDisk::new(beyond * BLOCK);
+    disk.write_all_at(0, &std::fs::read(&image).unwrap())
+        .unwrap();
+    for blocks in [BEYOND - 1, BEYOND, beyond] {
+        let ext = Ext4::open(&disk).unwrap();
+        let growth = ext.grow(&disk, blocks * BLOCK).unwrap();
+        growth.steps.commit(&disk, &mut |_, _| Ok(())).unwrap();
+        let ext = Ext4::open(&disk).unwrap();
+        assert!(ext.findings.repairs().is_empty(), "{:?}", ext.findings);
+        assert_eq!(ext.superblock().blocks_count(), blocks);
     }
 }
 

@@ -132,6 +132,7 @@ impl<'a> Filler<'a> {
         batch.pieces.clear();
         batch.deferred.clear();
         let mut wanted: Vec<Wanted> = Vec::new();
+        let mut patched = Vec::new();
         let mut filled = 0;
         let mut zeros = 0;
         let overlay = self.overlay;
@@ -155,12 +156,16 @@ impl<'a> Filler<'a> {
                     part.copy_from_slice(&bytes[*index..*index + len as usize]);
                     Some(filled)
                 }
-                Source::Base(from) => {
-                    wanted.push(Wanted {
+                Source::Base(from) | Source::Patched(from, ..) => {
+                    let part = Wanted {
                         from: *from,
                         at: filled,
                         len: len as usize,
-                    });
+                    };
+                    if matches!(segment.source, Source::Patched(..)) {
+                        patched.push((part, segment.source));
+                    }
+                    wanted.push(part);
                     Some(filled)
                 }
             };
@@ -178,6 +183,13 @@ impl<'a> Filler<'a> {
             }
         }
         self.read(batch, wanted)?;
+        for (part, source) in patched {
+            // What is left for later is changed then.
+            let is_here = batch.deferred.iter().all(|late| late.start != part.from);
+            if is_here {
+                source.apply(&mut batch.buffer[part.at..part.at + part.len]);
+            }
+        }
         Ok(!batch.pieces.is_empty())
     }
 
@@ -290,8 +302,8 @@ fn read_padded(source: &mut Rescue, from: u64, buf: &mut [u8], stubborn: bool) -
 mod tests {
     use super::*;
     use crate::error::Result;
-    use crate::io::ReadAt;
     use crate::io::memory::MemoryDisk;
+    use crate::io::{Edits, ReadAt};
     use crate::progress::{Phase, Silent};
     use std::sync::Mutex;
 
@@ -324,6 +336,12 @@ mod tests {
         overlay.set_zero(3000..5000);
         overlay.set_bytes(5000, vec![9; 10]);
         overlay.set_base(5010, 84_990, 5010);
+        overlay.set_patched(
+            3000,
+            4,
+            51_996,
+            Edits::between(&[1, 1, 1, 1], &[1, 2, 1, 3]),
+        );
         let mut filler = Filler::new(&overlay, Rescue::new(&disk, Phase::Capture, &Silent), false);
         let mut batch = Batch::new();
         let mut image = Vec::new();
@@ -339,7 +357,8 @@ mod tests {
         let expected = overlay.over(&disk.disk).read_vec_at(0, 90_000).unwrap();
         assert_eq!(image, expected);
         let reads = disk.reads.into_inner().unwrap();
-        assert_eq!(reads, [(5010, 84_990), (20_000, 1000), (50_000, 2000)]);
+        let places = [(5010, 84_990), (20_000, 1000), (50_000, 2000), (51_996, 4)];
+        assert_eq!(reads, places);
     }
 
     #[test]

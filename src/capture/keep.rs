@@ -11,7 +11,7 @@ use super::batch::{Batch, Bytes};
 use super::map::{self, read_ranges};
 use super::plan::CapturePlan;
 use crate::error::{Error, Result};
-use crate::io::{RangeSet, Source};
+use crate::io::RangeSet;
 
 /// How often the map is written.
 const EVERY: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ impl<'a> Keeper<'a> {
             let Bytes::Data(bytes) = bytes else { continue };
             let end = start + bytes.len() as u64;
             for segment in self.plan.overlay.segments(start..end) {
-                if let Source::Base(from) = segment.source {
+                if let Some(from) = segment.source.base() {
                     state.missing.remove(from..from + segment.len);
                 }
             }

@@ -116,12 +116,10 @@ pub fn text(plan: &CapturePlan, unread: &RangeSet, missing: &RangeSet) -> String
 pub fn read_ranges(overlay: &Overlay, len: u64) -> RangeSet {
     overlay
         .all_segments()
-        .filter_map(|segment| match segment.source {
-            Source::Base(from) => {
-                let end = (from + segment.len).next_multiple_of(SECTOR);
-                Some((from - from % SECTOR).min(len)..end.min(len))
-            }
-            _ => None,
+        .filter_map(|segment| {
+            let from = segment.source.base()?;
+            let end = (from + segment.len).next_multiple_of(SECTOR);
+            Some((from - from % SECTOR).min(len)..end.min(len))
         })
         .collect()
 }
@@ -142,6 +140,16 @@ pub fn digest(plan: &CapturePlan) -> String {
             Source::Bytes(bytes, index) => {
                 let part = &bytes[*index..*index + segment.len as usize];
                 hash.update(&[2]).update(blake3::hash(part).as_bytes())
+            }
+            Source::Patched(from, edits, index) => {
+                let part = *index as usize..*index as usize + segment.len as usize;
+                hash.update(&[3]).update(&from.to_le_bytes());
+                for (at, bytes) in edits.within(part) {
+                    hash.update(&(at as u64).to_le_bytes());
+                    hash.update(&(bytes.len() as u64).to_le_bytes())
+                        .update(bytes);
+                }
+                &mut hash
             }
         };
     }

@@ -12,7 +12,7 @@ use super::rescue::Rescue;
 use crate::bmap::{Bmap, BmapBuilder, ContentHash};
 use crate::error::{Error, Result};
 use crate::io::steps::pieces;
-use crate::io::{RangeSet, Source};
+use crate::io::{RangeSet, Segment, Source};
 use crate::progress::{Phase, Progress};
 
 /// The sizes of requests, one after the other.
@@ -139,19 +139,16 @@ impl Recover<'_, '_> {
     }
 }
 
-/// Where the source's bytes go in an image.
-pub struct Places(Vec<(u64, u64, u64)>);
+/// Where the source's bytes go in an image: stretches that come from there, by their first byte there.
+pub struct Places(Vec<(u64, Segment)>);
 
 impl Places {
     pub fn new(plan: &CapturePlan) -> Self {
         let segments = plan.overlay.all_segments();
         let mut places: Vec<_> = segments
-            .filter_map(|segment| match segment.source {
-                Source::Base(from) => Some((from, segment.len, segment.start)),
-                _ => None,
-            })
+            .filter_map(|segment| Some((segment.source.base()?, segment)))
             .collect();
-        places.sort_unstable();
+        places.sort_unstable_by_key(|(from, segment)| (*from, segment.len, segment.start));
         Self(places)
     }
 
@@ -164,16 +161,18 @@ impl Places {
         // No byte of the source goes to two places but from runs that begin at the same byte.
         let first = self
             .0
-            .partition_point(|&(start, len, _)| start + len <= from);
-        for &(start, len, to) in self.0[first..].iter().take_while(|run| run.0 < end) {
-            let part = start.max(from)..(start + len).min(end);
+            .partition_point(|(start, segment)| start + segment.len <= from);
+        for (start, segment) in self.0[first..].iter().take_while(|run| run.0 < end) {
+            let part = (*start).max(from)..(start + segment.len).min(end);
             if part.is_empty() {
                 continue;
             }
-            let at = to + (part.start - start);
-            let part = &bytes[(part.start - from) as usize..(part.end - from) as usize];
+            let skip = part.start - start;
+            let at = segment.start + skip;
+            let mut part = bytes[(part.start - from) as usize..(part.end - from) as usize].to_vec();
+            segment.source.advanced(skip).apply(&mut part);
             file.seek(SeekFrom::Start(at))
-                .and_then(|_| file.write_all(part))
+                .and_then(|_| file.write_all(&part))
                 .map_err(|error| super::run::writing(at, error))?;
         }
         Ok(())

@@ -18,7 +18,7 @@ use super::orphan::QuotaDelta;
 use super::plan::ResizePlan;
 use super::superblock::{INCOMPAT_MMP, SUPERBLOCK_OFFSET, Super};
 use crate::error::Result;
-use crate::io::{Overlay, RangeSet, ReadAt};
+use crate::io::{Edits, Overlay, RangeSet, ReadAt};
 use crate::units::{BlockNr, InodeNr};
 use slots::SlotReader;
 
@@ -60,9 +60,8 @@ pub fn emit(
         overlay: Overlay::new(plan.len()),
         groups: plan.groups.clone(),
         slots: BTreeMap::new(),
-        simple: Vec::new(),
         reader: SlotReader::default(),
-        unstored: Vec::new(),
+        unstored: RangeSet::new(),
         quota_deltas: Vec::new(),
     };
     if form == Form::Image {
@@ -132,11 +131,9 @@ struct Emitter<'a> {
     groups: Vec<GroupDesc>,
     /// Slots to write, by new number.
     slots: BTreeMap<InodeNr, Inode>,
-    /// Files whose slot needs no more than new places: new number, and index in the plan.
-    simple: Vec<(InodeNr, u32)>,
     reader: SlotReader,
-    /// Blocks in use that need not be stored: (first, length).
-    unstored: Vec<(BlockNr, u64)>,
+    /// Blocks in use that need not be stored.
+    unstored: RangeSet,
     /// What files use more or less, by their tree nodes.
     quota_deltas: Vec<QuotaDelta>,
 }
@@ -151,6 +148,24 @@ impl Emitter<'_> {
     fn put_block(&mut self, block: BlockNr, bytes: Vec<u8>) {
         self.overlay
             .set_bytes(self.plan.geometry.offset(block), bytes);
+    }
+
+    /// Puts what becomes of the block at `old` where the plan has it: of an image, no more of it is
+    /// kept than what changes.
+    fn change_block(&mut self, old: BlockNr, before: &[u8], after: Vec<u8>) {
+        let place = self.plan.blocks.of(old);
+        if self.form == Form::InPlace {
+            self.put_block(place, after);
+            return;
+        }
+        let geometry = &self.plan.geometry;
+        let edits = Edits::between(before, &after);
+        self.overlay.set_patched(
+            geometry.offset(place),
+            geometry.block_size,
+            geometry.offset(old),
+            edits,
+        );
     }
 
     fn zero_free_blocks(&mut self) {
@@ -171,20 +186,24 @@ impl Emitter<'_> {
     /// Leaves out what was preallocated and never written: it reads as zeros whatever it holds.
     fn zero_unwritten(&mut self) {
         let geometry = &self.plan.geometry;
+        let mut unwritten = RangeSet::new();
         for record in &self.metadata.inodes {
             for extent in self.metadata.extents(record) {
-                if !extent.is_unwritten() {
-                    continue;
-                }
-                for (start, len) in self
-                    .plan
-                    .blocks
-                    .pieces(extent.start, u64::from(extent.len()))
-                {
-                    self.overlay.set_zero(geometry.bytes(start, len));
-                    self.unstored.push((start, len));
+                if extent.is_unwritten() {
+                    let pieces = self
+                        .plan
+                        .blocks
+                        .pieces(extent.start, u64::from(extent.len()));
+                    for (start, len) in pieces {
+                        unwritten.insert(start..start + len);
+                    }
                 }
             }
+        }
+        for run in unwritten.iter() {
+            self.overlay
+                .set_zero(geometry.bytes(run.start, run.end - run.start));
+            self.unstored.insert(run);
         }
     }
 
@@ -198,8 +217,8 @@ impl Emitter<'_> {
             .collect();
         // The boot sector and the superblock of a filesystem with larger blocks are in block 0.
         stored.insert(0..SUPERBLOCK_OFFSET + 1024);
-        for (block, count) in self.unstored {
-            stored.remove(geometry.bytes(block, count));
+        for run in self.unstored.iter() {
+            stored.remove(geometry.bytes(run.start, run.end - run.start));
         }
         Emitted {
             overlay: self.overlay,

@@ -1,12 +1,16 @@
 //! All metadata of a filesystem in one compact value: who owns which block.
 //!
-//! Inodes in use are the truth; bitmaps and counts are only compared with them. Memory: about 80
-//! bytes for each inode in use, 16 for each extent, a bit for each block.
+//! Inodes in use are the truth; bitmaps and counts are only compared with them. Memory: 64 bytes
+//! for each inode in use, 16 for each extent, a bit for each block and each inode slot.
+//!
+//! Decisions: the slots themselves are not kept, as they would take 256 bytes each. The check reads
+//! them again: it judges an inode by what others say (sharers of attributes, parents of inline
+//! directories), so not before all are known.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::bitmap::{Bitmap, bit};
+use super::bitmap::Bitmap;
 use super::findings::Findings;
 use super::group_desc::{BLOCK_UNINIT, GroupTable, INODE_UNINIT};
 use super::inode::{BAD_INO, EXTENTS_FL, Inode, RESIZE_INO, ROOT_INO, S_IFDIR, S_IFMT};
@@ -70,6 +74,7 @@ pub struct Metadata {
     maps: BlockMap,
     /// Every block that somebody owns.
     pub used: Bitmap,
+    live: Bitmap,
     /// xattr blocks and how many inodes share each.
     pub xattr_blocks: BTreeMap<BlockNr, u32>,
     pub resize_inode: Option<ResizeInode>,
@@ -94,6 +99,7 @@ impl Metadata {
         }
         let mut metadata = Self {
             used: Bitmap::new(fs.geometry.blocks_count),
+            live: Bitmap::new(u64::from(fs.geometry.inodes_count())),
             fs,
             table,
             inodes: Vec::new(),
@@ -125,10 +131,14 @@ impl Metadata {
 
     /// Returns the inode in use with this number.
     pub fn inode(&self, number: InodeNr) -> Option<&InodeRecord> {
-        let index = self
-            .inodes
-            .binary_search_by_key(&number, |inode| inode.number);
-        index.ok().map(|index| &self.inodes[index])
+        self.place_of(number).map(|place| &self.inodes[place])
+    }
+
+    /// Returns the index among the inodes in use of the one with this number.
+    pub fn place_of(&self, number: InodeNr) -> Option<usize> {
+        self.inodes
+            .binary_search_by_key(&number, |inode| inode.number)
+            .ok()
     }
 
     /// Returns the byte offset of an inode's slot.
@@ -244,6 +254,8 @@ impl Metadata {
 
     fn read_inodes(&mut self, device: &dyn ReadAt, findings: &mut Findings) -> Result<()> {
         let geometry = self.fs.geometry.clone();
+        self.live
+            .set_range(0..u64::from(self.fs.superblock.first_ino()) - 1);
         for group in 0..geometry.groups {
             let slots = u64::from(self.slots_in_use(group));
             let table = geometry.offset(self.table.groups[group as usize].inode_table());
@@ -344,6 +356,8 @@ impl Metadata {
                 }
             }
         }
+        let index = u64::from(number.0) - 1;
+        self.live.set_range(index..index + 1);
         self.inodes.push(record);
         Ok(())
     }
@@ -406,21 +420,14 @@ impl Metadata {
         for group in 0..geometry.groups {
             let desc = &self.table.groups[group as usize];
             let blocks = geometry.group_start(group)..geometry.group_end(group);
-            let mut expected = vec![0; geometry.block_size as usize];
-            self.used.export(blocks.clone(), &mut expected);
             let size = geometry.block_size as usize;
+            let mut expected = vec![0; size];
             if !self.block_uninit(group) {
                 let actual = device.read_vec_at(geometry.offset(desc.block_bitmap()), size)?;
-                let bits = blocks.end - blocks.start;
-                for index in (0..bits).filter(|index| {
-                    index % 8 != 0 || expected[(index / 8) as usize] != actual[(index / 8) as usize]
-                }) {
-                    match (bit(&actual, index), bit(&expected, index)) {
-                        (true, false) => leaked += 1,
-                        (false, true) => missing += 1,
-                        _ => {}
-                    }
-                }
+                self.used.export(blocks.clone(), &mut expected);
+                let (more, less) = differences(&actual, &expected, blocks.end - blocks.start);
+                leaked += more;
+                missing += less;
             } else {
                 let metadata = self.group_metadata_blocks(group);
                 missing += self.used.count(blocks.clone()).saturating_sub(metadata);
@@ -434,9 +441,10 @@ impl Metadata {
             let uninit = self.fs.superblock.has_group_checksums() && desc.has_flag(INODE_UNINIT);
             if !uninit {
                 let actual = device.read_vec_at(geometry.offset(desc.inode_bitmap()), size)?;
-                inode_bits += (0..u64::from(per_group))
-                    .filter(|&index| bit(&actual, index) != live.get(range.start + index))
-                    .count() as u64;
+                expected.fill(0);
+                live.export(range, &mut expected);
+                let (more, less) = differences(&actual, &expected, u64::from(per_group));
+                inode_bits += more + less;
             }
             if u64::from(desc.free_blocks()) != free
                 || u64::from(desc.free_inodes()) != u64::from(per_group) - used_inodes
@@ -494,15 +502,26 @@ impl Metadata {
     }
 
     /// Returns a bitmap with the bit `number - 1` for each inode that is in use or reserved.
-    pub fn live_inodes(&self) -> Bitmap {
-        let mut live = Bitmap::new(u64::from(self.fs.geometry.inodes_count()));
-        live.set_range(0..u64::from(self.fs.superblock.first_ino()) - 1);
-        for inode in &self.inodes {
-            let index = u64::from(inode.number.0) - 1;
-            live.set_range(index..index + 1);
-        }
-        live
+    pub fn live_inodes(&self) -> &Bitmap {
+        &self.live
     }
+}
+
+/// Counts the bits among the first `bits` that only the one bitmap has, and those only the other has.
+fn differences(one: &[u8], other: &[u8], bits: u64) -> (u64, u64) {
+    let (mut only_one, mut only_other) = (0, 0);
+    for (index, (one, other)) in one.iter().zip(other).enumerate() {
+        if one == other {
+            continue;
+        }
+        let mask = match bits.saturating_sub(8 * index as u64) {
+            left @ 0..8 => (1 << left) - 1,
+            _ => 0xFF,
+        };
+        only_one += u64::from((one & !other & mask).count_ones());
+        only_other += u64::from((other & !one & mask).count_ones());
+    }
+    (only_one, only_other)
 }
 
 fn overlap(a: &Range<u64>, b: Range<u64>) -> u64 {

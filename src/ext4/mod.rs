@@ -282,7 +282,7 @@ impl Ext4 {
             blocks: plan.geometry.blocks_count,
             free_bytes: plan.free_blocks * size,
             moved_blocks: plan.blocks.total(),
-            moved_inodes: plan.inodes.len() as u64,
+            moved_inodes: plan.inodes.total(),
             moved: plan
                 .blocks
                 .runs()
@@ -495,8 +495,10 @@ fn journal_stays(metadata: &Metadata, plan: &ResizePlan, journal: InodeNr) -> bo
     };
     let mut table = new..new + plan.geometry.itable_blocks;
     let is_there = old == new || table.all(|block| !metadata.used.get(block));
-    let mut written = plan.files.iter();
-    is_there && written.all(|file| file.record(metadata).number != journal)
+    let is_written = metadata
+        .place_of(journal)
+        .is_some_and(|at| plan.changes(at));
+    is_there && !is_written
 }
 
 /// Returns what a filesystem that is known by its bitmaps alone holds without meaning.

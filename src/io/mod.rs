@@ -2,6 +2,7 @@
 
 pub mod aligned;
 pub mod cursor;
+pub mod edits;
 pub mod memory;
 pub mod overlay;
 pub mod range_set;
@@ -9,6 +10,7 @@ pub mod steps;
 pub mod window;
 
 pub use aligned::{AlignedBuf, MEMORY_ALIGNMENT};
+pub use edits::Edits;
 pub use overlay::{Layered, Overlay, Segment, Source};
 pub use range_set::RangeSet;
 pub use steps::Steps;

@@ -1,7 +1,8 @@
 //! The value at the centre of the design: where each byte of a new disk comes from.
 //!
 //! A resize, a journal replay or an edit of a file never writes. It returns an [`Overlay`]: sorted,
-//! disjoint runs that take their bytes from the base at another offset, from memory, or are zeros.
+//! disjoint runs that take their bytes from the base at another offset, from there with a few
+//! changes, from memory, or are zeros.
 //! Where there is no run, the byte comes from the base at the same offset. An overlay holds no
 //! base; [`Overlay::over`] puts it on one, and what that gives can be read, so overlays stack.
 
@@ -10,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::steps::pieces;
-use super::{RangeSet, ReadAt, WriteAt, check_range};
+use super::{Edits, RangeSet, ReadAt, WriteAt, check_range};
 use crate::error::{Error, Result};
 
 /// Is told of each write that a commit makes: the byte range and its new contents. An error of its
@@ -24,17 +25,67 @@ pub enum Source {
     Base(u64),
     /// Memory, from this index of the buffer on.
     Bytes(Arc<[u8]>, usize),
+    /// The base, from this offset on, with changes: of these, from this index of their run on.
+    Patched(u64, Arc<Edits>, u32),
     /// Zeros.
     Zero,
 }
 
 impl Source {
+    /// Returns where in the base the bytes begin, if they come from there.
+    pub fn base(&self) -> Option<u64> {
+        match self {
+            Source::Base(offset) | Source::Patched(offset, ..) => Some(*offset),
+            Source::Bytes(..) | Source::Zero => None,
+        }
+    }
+
+    /// Changes bytes of the base to what they are on the new disk.
+    pub fn apply(&self, bytes: &mut [u8]) {
+        if let Source::Patched(_, edits, index) = self {
+            edits.apply(*index as usize, bytes);
+        }
+    }
+
+    /// The same source in a base that begins `by` bytes before this one.
+    fn shifted(self, by: u64) -> Self {
+        match self {
+            Source::Base(offset) => Source::Base(offset + by),
+            Source::Patched(offset, edits, index) => Source::Patched(offset + by, edits, index),
+            other => other,
+        }
+    }
+
+    /// What it is, `len` bytes long, with `edits` from `index` on.
+    fn patched(&self, len: u64, edits: &Arc<Edits>, index: u32) -> Self {
+        let changed = |mut bytes: Vec<u8>| {
+            edits.apply(index as usize, &mut bytes);
+            Source::Bytes(bytes.into(), 0)
+        };
+        // OK: as long as a part of the changes' run at the most.
+        let len = len as usize;
+        match self {
+            Source::Base(from) => Source::Patched(*from, edits.clone(), index),
+            Source::Patched(from, below, at) => {
+                let both = below.then(*at as usize, edits, index as usize, len);
+                Source::Patched(*from, Arc::new(both), 0)
+            }
+            Source::Bytes(bytes, at) => changed(bytes[*at..*at + len].to_vec()),
+            Source::Zero => changed(vec![0; len]),
+        }
+    }
+
     /// The same source, `by` bytes further on.
-    fn advanced(&self, by: u64) -> Self {
+    #[must_use]
+    pub fn advanced(&self, by: u64) -> Self {
         match self {
             // OK: an overlay's runs lie within 2^64 bytes; insertion checked the end.
             Source::Base(offset) => Source::Base(offset + by),
             Source::Bytes(bytes, index) => Source::Bytes(bytes.clone(), index + by as usize),
+            // OK: within the changes' run.
+            Source::Patched(offset, edits, index) => {
+                Source::Patched(offset + by, edits.clone(), index + by as u32)
+            }
             Source::Zero => Source::Zero,
         }
     }
@@ -106,6 +157,15 @@ impl Overlay {
         self.set(offset, len, Source::Bytes(bytes, 0));
     }
 
+    /// Takes the bytes at `offset` from the part `part` of a buffer that others may share.
+    ///
+    /// # Panics
+    /// As [`set_bytes`](Self::set_bytes), and if the buffer has no such part.
+    pub fn set_shared(&mut self, offset: u64, bytes: &Arc<[u8]>, part: Range<usize>) {
+        let len = bytes[part.clone()].len() as u64;
+        self.set(offset, len, Source::Bytes(bytes.clone(), part.start));
+    }
+
     /// Makes `range` zeros.
     pub fn set_zero(&mut self, range: Range<u64>) {
         self.set(
@@ -118,6 +178,11 @@ impl Overlay {
     /// Takes `len` bytes at `offset` from byte `from` of the base.
     pub fn set_base(&mut self, offset: u64, len: u64, from: u64) {
         self.set(offset, len, Source::Base(from));
+    }
+
+    /// Takes `len` bytes at `offset` from byte `from` of the base, with changes.
+    pub fn set_patched(&mut self, offset: u64, len: u64, from: u64, edits: Edits) {
+        self.set(offset, len, Source::Patched(from, Arc::new(edits), 0));
     }
 
     fn set(&mut self, start: u64, len: u64, source: Source) {
@@ -208,9 +273,8 @@ impl Overlay {
         let mut disk = Overlay::new(disk_len);
         for segment in self.all_segments() {
             let start = segment.start + offset;
-            match segment.source {
-                Source::Base(from) if from + base_offset == start => {}
-                Source::Base(from) => disk.set_base(start, segment.len, from + base_offset),
+            match segment.source.shifted(base_offset) {
+                Source::Base(from) if from == start => {}
                 source => disk.set(start, segment.len, source),
             }
         }
@@ -230,9 +294,8 @@ impl Overlay {
         for (start, run) in part.runs {
             gap(self, at, start);
             at = start + run.len;
-            match run.source {
-                Source::Base(from) if from + base_offset == start + offset => {}
-                Source::Base(from) => self.set_base(start + offset, run.len, from + base_offset),
+            match run.source.shifted(base_offset) {
+                Source::Base(from) if from == start + offset => {}
                 source => self.set(start + offset, run.len, source),
             }
         }
@@ -250,22 +313,31 @@ impl Overlay {
     pub fn then(&self, upper: &Overlay) -> Overlay {
         let mut flat = Overlay::new(upper.len);
         for segment in upper.all_segments() {
-            match segment.source {
-                Source::Base(from) => {
-                    let end = from.saturating_add(segment.len).min(self.len);
-                    for below in self.segments(from.min(end)..end) {
-                        let start = segment.start + (below.start - from);
-                        match below.source {
-                            Source::Base(offset) if offset == start => {}
-                            source => flat.set(start, below.len, source),
-                        }
+            let Some(from) = segment.source.base() else {
+                flat.set(segment.start, segment.len, segment.source);
+                continue;
+            };
+            let mut over = |at: u64, len: u64, below: Source| {
+                let start = segment.start + (at - from);
+                let source = match &segment.source {
+                    Source::Patched(_, edits, index) => {
+                        // OK: within the changes' run.
+                        below.patched(len, edits, index + (at - from) as u32)
                     }
-                    let covered = end.saturating_sub(from);
-                    if covered < segment.len {
-                        flat.set(segment.start + covered, segment.len - covered, Source::Zero);
-                    }
+                    _ => below,
+                };
+                match source {
+                    Source::Base(offset) if offset == start => {}
+                    source => flat.set(start, len, source),
                 }
-                source => flat.set(segment.start, segment.len, source),
+            };
+            let end = from.saturating_add(segment.len).min(self.len);
+            for below in self.segments(from.min(end)..end) {
+                over(below.start, below.len, below.source);
+            }
+            let covered = end.saturating_sub(from);
+            if covered < segment.len {
+                over(from + covered, segment.len - covered, Source::Zero);
             }
         }
         flat
@@ -274,13 +346,8 @@ impl Overlay {
     /// Flattens two, this one above: like [`then`](Self::then), but without a copy where there is
     /// nothing below.
     pub fn onto(self, lower: &Overlay) -> Overlay {
-        let within = |(start, run): (&u64, &Run)| {
-            let from = match run.source {
-                Source::Base(from) => from,
-                _ => *start,
-            };
-            from + run.len <= lower.len
-        };
+        let within =
+            |(start, run): (&u64, &Run)| run.source.base().unwrap_or(*start) + run.len <= lower.len;
         if lower.is_empty() && self.len <= lower.len && self.runs.iter().all(within) {
             return self;
         }
@@ -308,6 +375,7 @@ impl Overlay {
         let down = moves.iter().filter(|(to, _, from)| to < from);
         let moves: Vec<_> = up.chain(down).copied().collect();
         refuse_overwritten_sources(&moves)?;
+        let patched = self.patched(target)?;
         for &(to, len, from) in &moves {
             copy_within(target, from, to, len, written)?;
         }
@@ -322,6 +390,7 @@ impl Overlay {
             let end = start + run.len;
             match &run.source {
                 Source::Base(_) => {}
+                Source::Patched(..) => pending.add(start, &patched[&start], target, written)?,
                 Source::Bytes(bytes, index) => {
                     let part = &bytes[*index..*index + run.len as usize];
                     pending.add(start, part, target, written)?;
@@ -336,6 +405,22 @@ impl Overlay {
         }
         pending.write(target, written)?;
         target.sync()
+    }
+}
+
+impl Overlay {
+    /// Returns the bytes of all patched runs: what lies below them may be about to change.
+    fn patched(&self, target: &dyn WriteAt) -> Result<BTreeMap<u64, Vec<u8>>> {
+        let mut patched = BTreeMap::new();
+        for (&start, run) in &self.runs {
+            if let Source::Patched(from, ..) = run.source {
+                let mut bytes = vec![0; run.len as usize];
+                read_padded(target, from, &mut bytes)?;
+                run.source.apply(&mut bytes);
+                patched.insert(start, bytes);
+            }
+        }
+        Ok(patched)
     }
 }
 
@@ -471,6 +556,10 @@ impl<T: ReadAt> ReadAt for Layered<'_, T> {
             let part = &mut buf[done..done + segment.len as usize];
             match &segment.source {
                 Source::Base(from) => read_padded(&self.base, *from, part)?,
+                Source::Patched(from, ..) => {
+                    read_padded(&self.base, *from, part)?;
+                    segment.source.apply(part);
+                }
                 Source::Bytes(bytes, index) => {
                     part.copy_from_slice(&bytes[*index..*index + part.len()]);
                 }
@@ -486,7 +575,7 @@ impl<T: ReadAt> ReadAt for Layered<'_, T> {
 }
 
 /// Reads from a base that may be shorter than the new disk.
-fn read_padded(base: &dyn ReadAt, from: u64, buf: &mut [u8]) -> Result<()> {
+fn read_padded<T: ReadAt + ?Sized>(base: &T, from: u64, buf: &mut [u8]) -> Result<()> {
     let there = base.len().saturating_sub(from).min(buf.len() as u64) as usize;
     if there > 0 {
         base.read_exact_at(from, &mut buf[..there])?;
@@ -520,7 +609,17 @@ mod tests {
             let start = random(state, len);
             let count = random(state, len - start + 1).min(9);
             let range = start as usize..(start + count) as usize;
-            match random(state, 3) {
+            match random(state, 4) {
+                3 => {
+                    let from = random(state, base.len() as u64 - count + 1);
+                    let old = &base[from as usize..(from + count) as usize];
+                    let mut new = old.to_vec();
+                    for _ in 0..count / 3 {
+                        new[random(state, count) as usize] = random(state, 256) as u8;
+                    }
+                    overlay.set_patched(start, count, from, Edits::between(old, &new));
+                    model[range].copy_from_slice(&new);
+                }
                 0 => {
                     overlay.set_zero(start..start + count);
                     model[range].fill(0);
@@ -599,6 +698,15 @@ mod tests {
             let (from, to) = (random(&mut state, 40), random(&mut state, 40));
             overlay.set_base(to, 20, from);
             overlay.set_bytes(0, vec![1; (round % 7) as usize + 1]);
+            // Changes of bytes that the move goes over.
+            let (at, under) = (random(&mut state, 50), to + random(&mut state, 14));
+            let old = &base[under as usize..under as usize + 6];
+            overlay.set_patched(
+                at,
+                6,
+                under,
+                Edits::between(old, &[8, old[1], 8, old[3], 8, 8]),
+            );
             overlay.set_zero(60..64);
             let disk = MemoryDisk::from(base);
             let expected = read(&overlay, &disk);

@@ -394,28 +394,25 @@ simple("external-journal-4k", 48, mk(1024, E142.replace("has_journal,", ""), "-J
 for bs in (8192, 16384, 32768, 65536):
     # As mke2fs makes them by itself: one group, larger than the filesystem.
     case("pages-of-%d" % bs, ("mkfs", 120, ["-t", "ext4", "-b", str(bs), "-O", E147, "-d", "{tree}"]), kernel=False)
-    case("pages-of-%d-inline" % bs, ("mkfs", 120, ["-t", "ext4", "-b", str(bs), "-g", "512", "-O", E143 + ",inline_data,ea_inode", "-I", str(bs), "-N", "400", "-d", "{tree}"]),
-         kernel=False)
+    case("pages-of-%d-inline" % bs, ("mkfs", 220, ["-t", "ext4", "-b", str(bs), "-g", "512", "-O", E143 + ",inline_data,ea_inode", "-I", "1024", "-N", "2400", "-d", "{tree}"]),
+         kernel=False, keep="meta_bg" if bs == 8192 else None)
 case("pages-of-65536-uninit", ("mkfs", 140, ["-t", "ext4", "-b", "65536", "-g", "512", "-O", E142 + ",^flex_bg", "-d", "{tree}"]), kernel=False)
 case("pages-of-32768-ext3", ("mkfs", 140, ["-t", "ext3", "-b", "32768", "-g", "512", "-O", EXT3, "-d", "{tree}"]), kernel=False)
-case("bigalloc-64k-pages", ("mkfs", 160, ["-t", "ext4", "-b", "65536", "-C", "262144", "-O", E147 + ",bigalloc", "-d", "{tree}"]), kernel=False, keep="bigalloc")
+case("bigalloc-64k-pages", ("mkfs", 400, ["-t", "ext4", "-b", "65536", "-C", "262144", "-O", E147 + ",bigalloc", "-d", "{tree}"]), kernel=False, keep="bigalloc")
 for size in (128, 256, 1024):
     simple("descriptors-of-%d" % size, 44, mk(1024, E143, "-E", "desc_size=%d" % size), TINY)
 simple("descriptors-of-512-4k", 60, mk(4096, E147, "-E", "desc_size=512"), TINY)
 simple("uninit-64bit", 44, mk(1024, E142 + ",64bit"), TINY)
 simple("uninit-64bit-noflex", 44, mk(1024, E142 + ",64bit,^flex_bg", "-E", "desc_size=128"), TINY)
-simple("pointers-64bit", 44, mk(1024, E143.replace(",extent,", ",")), dict(TINY, extents=False))
 simple("group-just-full", kib(1 + 8192), ["-t", "ext4", "-b", "1024", "-O", E143, "-m", "0"], dict(TINY, parts=["links", "fragmented", "mix_full"]))
 simple("groups-just-full-4k", kib(3 * 2048 * 4), mk(4096, E142, "-m", "0"), dict(TINY, parts=["links", "fragmented", "mix_full"]))
 simple("flex-largest", 44, mk(1024, E143, "-G", str(1 << 31)), TINY)
-simple("groups-of-256-plain", 24, ["-t", "ext4", "-b", "1024", "-g", "256", "-O", E143, "-N", "1600"], TINY)
+simple("groups-of-256-plain", 24, ["-t", "ext4", "-b", "1024", "-g", "256", "-O", E143, "-N", "1600"], TINY, keep="meta_bg")
 simple("groups-of-256-alone", 24, ["-t", "ext4", "-b", "1024", "-g", "256", "-O", E142 + ",^flex_bg,^resize_inode", "-N", "1600"], TINY)
 simple("inodes-per-block-one", 60, mk(4096, E143, "-N", "1000", inode=4096), TINY)
 simple("journal-at-the-end", 60, mk(1024, E143, "-J", "size=4,location=50M"), TINY)
 simple("packed-and-two-backups", 60, mk(1024, E143 + ",sparse_super2", "-E", "packed_meta_blocks=1,num_backup_sb=2"), TINY, keep="sparse_super2")
-simple("packed-noflex-group", 60, mk(1024, E147, "-G", "1", "-E", "packed_meta_blocks=1"), TINY)
 simple("zeroed-before", 44, mk(4096, E147, "-E", "assume_storage_prezeroed=1"), TINY)
-simple("bigalloc-largest", 120, ["-t", "ext4", "-b", "1024", "-C", str(1 << 20), "-O", E143 + ",bigalloc"], KEPT, keep="bigalloc")
 simple("reserved-most", 44, mk(1024, E143, "-m", "50"), TINY)
 simple("half-of-inodes-large", 60, mk(2048, E147 + ",large_dir,ea_inode,inline_data", "-N", "600", inode=2048), first(TINY, "inline", "big_xattrs"))
 case("online-past-reserve", ("mkfs", 17, mk(1024, E143, "-E", "resize=20000")), ("fill", dict(TINY, parts=["links", "spread_dirs"]), ""), ("online", 300), ("fill", MORE, ""))

@@ -7,6 +7,7 @@ use super::*;
 use crate::capture::{CapturePlan, Captured, Loss, PlanOptions, RunOptions, Sink, plan, run};
 use crate::codec::Codec;
 use crate::ext4::test_image::{Scratch, mke2fs};
+use crate::io::Edits;
 use crate::io::memory::{FaultyDisk, MemoryDisk};
 use crate::progress::Silent;
 use crate::units::ByteRange;
@@ -125,6 +126,11 @@ pub(in crate::capture) fn capture(
     options: &PlanOptions,
 ) -> Result<(CapturePlan, Captured, Vec<u8>)> {
     let plan = plan(disk, options, &Silent)?;
+    let (captured, image) = carry_out(&plan, disk)?;
+    Ok((plan, captured, image))
+}
+
+fn carry_out(plan: &CapturePlan, disk: &dyn ReadAt) -> Result<(Captured, Vec<u8>)> {
     let file = Scratch::file(&[]);
     let out = fs::OpenOptions::new().read(true).write(true).open(&file);
     let options = RunOptions {
@@ -134,8 +140,8 @@ pub(in crate::capture) fn capture(
         with_bmap: true,
     };
     let mut sink = Sink::File(out.unwrap());
-    let captured = run(&plan, disk, &mut sink, &options, &Silent)?;
-    Ok((plan, captured, file.read()))
+    let captured = run(plan, disk, &mut sink, &options, &Silent)?;
+    Ok((captured, file.read()))
 }
 
 fn losses(captured: &Captured) -> &[Loss] {
@@ -334,6 +340,49 @@ fn what_can_be_read_in_the_end_is_no_loss_and_a_pulled_card_is_the_end() {
     let gone = if cfg!(windows) { 433 } else { 19 };
     let error = capture(&moody(u32::MAX, gone), &small()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
+}
+
+/// A run with changes gets them also where it could be read only in the end; what stays lost is zeros.
+#[test]
+fn what_is_read_late_is_changed_like_the_rest() {
+    let card = Card::new();
+    let at = card.block_of("/home/pi/photo.jpg", 0);
+    let mut plan = plan(&card.failing(&[]), &small(), &Silent).unwrap();
+    let segments = plan.overlay.all_segments();
+    let mut places = segments.filter_map(|segment| {
+        let from = segment.source.base()?;
+        let holds = (from..from + segment.len).contains(&at);
+        holds.then(|| segment.start + (at - from))
+    });
+    let start = places.next().unwrap();
+    drop(places);
+    let old = &card.bytes[at as usize..at as usize + 1024];
+    let mut new = old.to_vec();
+    for byte in new.iter_mut().step_by(100) {
+        *byte ^= 1;
+    }
+    plan.overlay
+        .set_patched(start, 1024, at, Edits::between(old, &new));
+    let len = plan.image_bytes() as usize;
+    let expected = plan
+        .overlay
+        .over(&card.failing(&[]))
+        .read_vec_at(0, len)
+        .unwrap();
+    assert_eq!(expected[start as usize..start as usize + 1024], new);
+    let moody = Moody {
+        disk: MemoryDisk::from(card.bytes.clone()),
+        range: at..at + 512,
+        left: std::sync::atomic::AtomicU32::new(3),
+        code: 5,
+    };
+    let (captured, image) = carry_out(&plan, &moody).unwrap();
+    assert!(image == expected);
+    assert_eq!(captured.rescued.unwrap().unreadable_bytes, 0);
+    let (_, image) = carry_out(&plan, &card.failing(&[at..at + 512])).unwrap();
+    let part = &image[start as usize..start as usize + 1024];
+    assert!(part[..512].iter().all(|&byte| byte == 0));
+    assert_eq!(part[512..], new[512..]);
 }
 
 #[test]

@@ -20,7 +20,7 @@ impl Emitter<'_> {
             let desc = self.groups[group as usize].clone();
             let [(block_place, _), (inode_place, _), _] = parts(&desc, geometry.itable_blocks);
             if desc.has_flag(BLOCK_UNINIT) {
-                self.unstored.push((block_place, 1));
+                self.unstored.insert(block_place..block_place + 1);
                 self.zero_unless_in_place(block_place);
             } else {
                 let mut bitmap = vec![0; size];
@@ -34,7 +34,7 @@ impl Emitter<'_> {
                 self.put_block(block_place, bitmap);
             }
             if desc.has_flag(INODE_UNINIT) {
-                self.unstored.push((inode_place, 1));
+                self.unstored.insert(inode_place..inode_place + 1);
                 self.zero_unless_in_place(inode_place);
             } else {
                 let per_group = u64::from(geometry.inodes_per_group);
@@ -61,17 +61,18 @@ impl Emitter<'_> {
     /// Writes superblock and descriptors, and every copy of them.
     pub(super) fn superblocks(&mut self) {
         let geometry = self.plan.geometry.clone();
-        let table = self
+        // All copies are one in memory: there are dozens of megabytes each, without sparse_super one in
+        // each group.
+        let table: Arc<[u8]> = self
             .metadata
             .table
             .with_groups(std::mem::take(&mut self.groups))
-            .encode(&self.new_fs);
+            .encode(&self.new_fs)
+            .into();
         self.new_fs.superblock.update_checksum();
         let primary = self.new_fs.superblock.clone();
         self.overlay
             .set_bytes(SUPERBLOCK_OFFSET, primary.bytes().to_vec());
-        // Without sparse_super every group has a copy: all of them are one in memory.
-        let table: Arc<[u8]> = table.into();
         for group in 0..geometry.groups {
             let start = geometry.super_start(group);
             let has_backup = geometry.has_backup(group);
@@ -84,15 +85,14 @@ impl Emitter<'_> {
             let descriptors = start + u64::from(has_backup);
             if count > 0 {
                 let part = geometry.bytes(first, count);
-                let part: Arc<[u8]> = match &table[part.start as usize..part.end as usize] {
-                    all if all.len() == table.len() => table.clone(),
-                    part => part.into(),
-                };
-                self.overlay.set_bytes(geometry.offset(descriptors), part);
+                // OK: the table is in memory.
+                let part = part.start as usize..part.end as usize;
+                self.overlay
+                    .set_shared(geometry.offset(descriptors), &table, part);
             }
             let reserved = (descriptors + count, geometry.reserved_in(group));
             if reserved.1 > 0 && (group > 0 || self.metadata.resize_inode.is_none()) {
-                self.unstored.push(reserved);
+                self.unstored.insert(reserved.0..reserved.0 + reserved.1);
                 if self.form == Form::Image {
                     self.overlay
                         .set_zero(geometry.bytes(reserved.0, reserved.1));

@@ -16,17 +16,15 @@ const BATCH: usize = if cfg!(test) { 3 } else { 4 << 20 };
 impl Emitter<'_> {
     /// Rewrites what names moved inodes: directories, and xattrs whose values lie in them.
     pub(super) fn references(&mut self) -> Result<()> {
-        if self.plan.inodes.is_empty() {
+        if self.plan.inodes.runs().is_empty() {
             return Ok(());
         }
         let metadata = self.metadata;
         let plan = self.plan;
         let new_number = |old: InodeNr| plan.inode(old);
         let ea_moved = metadata.fs.superblock.has_incompat(INCOMPAT_EA_INODE)
-            && plan.inodes.iter().any(|&(old, _)| {
-                metadata
-                    .inode(old)
-                    .is_some_and(|inode| inode.flags & EA_INODE_FL != 0)
+            && metadata.inodes.iter().rev().any(|inode| {
+                inode.flags & EA_INODE_FL != 0 && plan.inode(inode.number) != inode.number
             });
         self.directories(&new_number)?;
         for record in &metadata.inodes {
@@ -119,28 +117,29 @@ impl Emitter<'_> {
                 record.number
             )));
         }
-        self.put_block(self.plan.blocks.of(place), block);
+        self.change_block(place, bytes, block);
         Ok(())
     }
 
     /// Writes xattr blocks that moved (their checksum holds their place) or whose values did.
     pub(super) fn xattr_blocks(&mut self) -> Result<()> {
         let plan = self.plan;
-        let with_values =
-            self.metadata.fs.superblock.has_incompat(INCOMPAT_EA_INODE) && !plan.inodes.is_empty();
+        let with_values = self.metadata.fs.superblock.has_incompat(INCOMPAT_EA_INODE)
+            && !plan.inodes.runs().is_empty();
         for &block in self.metadata.xattr_blocks.keys() {
             let place = plan.blocks.of(block);
             if place == block && !with_values {
                 continue;
             }
-            let mut bytes = self.read_block(block)?;
+            let before = self.read_block(block)?;
+            let mut bytes = before.clone();
             let mut changed = place != block;
-            if with_values && let Ok(area) = xattr::in_block(&bytes) {
+            if with_values && let Ok(area) = xattr::in_block(&before) {
                 changed |= area.relocate_value_inodes(&mut bytes, &|old| plan.inode(old));
             }
             if changed {
                 xattr::update_checksum(&self.new_fs, place, &mut bytes);
-                self.put_block(place, bytes);
+                self.change_block(block, &before, bytes);
             }
         }
         Ok(())

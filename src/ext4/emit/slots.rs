@@ -7,7 +7,7 @@ use crate::ext4::inode::{BAD_INO, Inode};
 use crate::ext4::map::{MapKind, build_pointers, build_tree};
 use crate::ext4::metadata::{InodeRecord, Metadata};
 use crate::ext4::orphan::QuotaDelta;
-use crate::io::ReadAt;
+use crate::io::{Edits, Overlay, ReadAt};
 use crate::units::{BlockNr, InodeNr};
 
 impl Emitter<'_> {
@@ -73,32 +73,23 @@ impl Emitter<'_> {
                 start + in_use * slot_size..geometry.offset(table + geometry.itable_blocks),
             );
             if blocks_in_use < geometry.itable_blocks {
-                self.unstored.push((
-                    table + blocks_in_use,
-                    geometry.itable_blocks - blocks_in_use,
-                ));
+                self.unstored
+                    .insert(table + blocks_in_use..table + geometry.itable_blocks);
                 // The kernel zeroes later what a card may hold in place of these zeros.
                 self.groups[group as usize].set_flag(INODE_ZEROED, false);
             }
         }
     }
 
-    /// Writes the inodes, trees and pointers of files whose blocks or numbers change. Those without
-    /// nodes, which may be millions, are left to [`slots`](Self::slots).
+    /// Writes the inodes, trees and pointers of files with nodes whose blocks or numbers change. Those
+    /// without, which may be millions, are left to [`slots`](Self::slots).
     pub(super) fn files(&mut self) -> Result<()> {
         let plan = self.plan;
-        let journal = InodeNr(self.metadata.fs.superblock.s_journal_inum());
         let new_fs = self.new_fs.clone();
-        for (index, file) in plan.files.iter().enumerate() {
+        for file in plan.trees() {
             let record = file.record(self.metadata);
             let number = plan.inode(record.number);
             let nodes = plan.nodes(file);
-            let simple = nodes.is_empty() && self.metadata.nodes(record).is_empty();
-            if simple && record.number != journal {
-                // OK: there are fewer files than 2^32.
-                self.simple.push((number, index as u32));
-                continue;
-            }
             let extents = plan.extents(self.metadata, record);
             let places: Vec<BlockNr> = nodes.iter().map(|node| node.block).collect();
             let slot = self.slot(record.number)?;
@@ -141,7 +132,23 @@ impl Emitter<'_> {
                 }
             }
         }
+        // The superblock gets a copy of the journal's inode.
+        let journal = InodeNr(self.metadata.fs.superblock.s_journal_inum());
+        if let Some(place) = self
+            .metadata
+            .place_of(journal)
+            .filter(|&at| self.is_simple(at))
+        {
+            let mut slot = self.slot(journal)?.clone();
+            self.patch_simple(&self.metadata.inodes[place], &mut slot);
+            self.slots.insert(plan.inode(journal), slot);
+        }
         Ok(())
+    }
+
+    /// Does the slot need no more than new places?
+    fn is_simple(&self, place: usize) -> bool {
+        self.plan.changes(place) && !self.plan.is_tree(place)
     }
 
     /// `i_blocks` changes only by the number of tree nodes.
@@ -152,8 +159,7 @@ impl Emitter<'_> {
     }
 
     /// Puts a simple file's new places into its slot.
-    fn patch_simple(&self, index: u32, slot: &mut Inode) {
-        let record = self.plan.files[index as usize].record(self.metadata);
+    fn patch_simple(&self, record: &InodeRecord, slot: &mut Inode) {
         let extents = self.plan.extents(self.metadata, record);
         match record.kind {
             // Without nodes there is but the root.
@@ -180,48 +186,95 @@ impl Emitter<'_> {
 
     /// Writes the slots, neighbours as one run.
     pub(super) fn slots(&mut self) -> Result<()> {
-        const LONGEST: usize = 256 << 10;
-        let geometry = &self.plan.geometry;
-        let mut simple = std::mem::take(&mut self.simple);
-        simple.sort_unstable();
-        let mut simple = simple.into_iter().peekable();
+        let (plan, metadata) = (self.plan, self.metadata);
+        let geometry = &plan.geometry;
         let mut others = std::mem::take(&mut self.slots).into_iter().peekable();
         // What keeps its number and what does not are two ascending streams.
+        let simple = |places| {
+            let places = plan.changed(places).filter(|&place| !plan.is_tree(place));
+            places.map(|place| (plan.inode(metadata.inodes[place].number), place))
+        };
+        let kept = metadata
+            .inodes
+            .partition_point(|inode| inode.number.0 <= geometry.inodes_count());
+        let mut stay = simple(0..kept).peekable();
+        let mut moved = simple(kept..metadata.inodes.len()).peekable();
         let mut readers = [SlotReader::default(), SlotReader::default()];
-        let mut start = 0;
-        let mut run: Vec<u8> = Vec::new();
+        let mut run = SlotRun::default();
         loop {
-            let next = simple.peek().map(|&(number, _)| number);
-            let other = others.peek().map(|&(number, _)| number);
-            let Some(number) = next.into_iter().chain(other).min() else {
+            let next = [stay.peek(), moved.peek()].map(|next| next.map(|next| next.0));
+            let next = next.into_iter().chain([others.peek().map(|next| next.0)]);
+            let Some(number) = next.flatten().min() else {
                 break;
             };
             let known = others.next_if(|&(other, _)| other == number);
-            let simple = simple.next_if(|&(simple, _)| simple == number);
-            let mut slot = match (known, simple) {
-                (Some((_, slot)), _) => slot,
-                (None, Some((_, index))) => {
-                    let old = self.plan.files[index as usize].record(self.metadata).number;
-                    let reader = &mut readers[usize::from(old != number)];
-                    reader.slot(self.view, self.metadata, old)?
+            let simple = stay
+                .next_if(|&(stay, _)| stay == number)
+                .or_else(|| moved.next_if(|&(moved, _)| moved == number));
+            let record = simple.map(|(_, place)| &metadata.inodes[place]);
+            let (mut slot, before) = match (known, record) {
+                (Some((_, slot)), _) => (slot, None),
+                (None, Some(record)) => {
+                    let reader = &mut readers[usize::from(record.number != number)];
+                    let slot = reader.slot(self.view, metadata, record.number)?;
+                    let from = metadata.inode_offset(record.number);
+                    let before = (self.form == Form::Image).then(|| (from, slot.clone()));
+                    (slot, before)
                 }
                 (None, None) => break,
             };
-            if let Some((_, index)) = simple {
-                self.patch_simple(index, &mut slot);
+            if let Some(record) = record {
+                self.patch_simple(record, &mut slot);
             }
             slot.update_checksum(&self.new_fs.checksums, number);
             let (group, index) = geometry.inode_place(number);
             let table = geometry.offset(self.groups[group as usize].inode_table());
             let offset = table + u64::from(index) * geometry.inode_size;
-            if offset != start + run.len() as u64 || run.len() >= LONGEST {
-                self.overlay.set_bytes(start, std::mem::take(&mut run));
-                start = offset;
+            if !run.takes(offset, before.as_ref().map(|(from, _)| *from)) {
+                std::mem::take(&mut run).emit(&mut self.overlay);
+                run.start = offset;
+                run.from = before.as_ref().map(|(from, _)| *from);
             }
-            run.extend_from_slice(slot.bytes());
+            if let Some((_, before)) = before {
+                run.before.extend_from_slice(before.bytes());
+            }
+            run.after.extend_from_slice(slot.bytes());
         }
-        self.overlay.set_bytes(start, run);
+        run.emit(&mut self.overlay);
         Ok(())
+    }
+}
+
+/// New slots that follow each other. Where the old ones did as well, no more of them is kept than
+/// what changes: there may be millions.
+#[derive(Default)]
+struct SlotRun {
+    start: u64,
+    after: Vec<u8>,
+    /// Where the old ones lie, and their bytes.
+    from: Option<u64>,
+    before: Vec<u8>,
+}
+
+impl SlotRun {
+    const LONGEST: usize = 256 << 10;
+
+    /// Does the slot at `offset`, from a place in the old filesystem or from memory, go on with it?
+    fn takes(&self, offset: u64, from: Option<u64>) -> bool {
+        let len = self.after.len() as u64;
+        offset == self.start + len
+            && from == self.from.map(|start| start + len)
+            && self.after.len() < Self::LONGEST
+    }
+
+    fn emit(self, overlay: &mut Overlay) {
+        match self.from {
+            Some(from) => {
+                let edits = Edits::between(&self.before, &self.after);
+                overlay.set_patched(self.start, self.after.len() as u64, from, edits);
+            }
+            None => overlay.set_bytes(self.start, self.after),
+        }
     }
 }
 

@@ -630,6 +630,25 @@ fn a_recorded_crash_gives_what_the_kernel_makes_of_it() {
     assert_eq!(found, expected);
 }
 
+/// What fast commits say goes behind the log's last transaction, if there is room.
+#[test]
+fn a_log_without_room_takes_no_transaction_behind_its_last() {
+    use crate::ext4::journal::commit::continuation;
+    let packed = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/fast-commit.img.zst");
+    let packed = fs::read(packed).unwrap();
+    let disk = MemoryDisk::from(zstd::decode_all(packed.as_slice()).unwrap());
+    let found = Super::read(&disk).unwrap().unwrap();
+    let transaction = |count: u64| {
+        let blocks: Vec<_> = (1..=count).map(|n| (n, vec![1; 1024])).collect();
+        continuation(&found, &disk, &blocks).unwrap()
+    };
+    // The journal has 4096 blocks, 256 of them for fast commits.
+    assert!(transaction(4096 - 256).is_none());
+    let placed = transaction(3000).unwrap();
+    let places: std::collections::BTreeSet<u64> = placed.iter().map(|block| block.0).collect();
+    assert!(placed.len() > 3000 && places.len() == placed.len());
+}
+
 fn list(folder: &std::path::Path, prefix: &str, found: &mut Vec<String>) {
     use sha2::{Digest, Sha256};
     for entry in fs::read_dir(folder).unwrap() {

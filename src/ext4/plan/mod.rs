@@ -9,6 +9,8 @@ mod moves;
 mod planner;
 pub mod relocate;
 
+use std::ops::Range;
+
 use super::bitmap::Bitmap;
 use super::geometry::Geometry;
 use super::group_desc::GroupDesc;
@@ -64,16 +66,26 @@ impl std::fmt::Display for NoFit {
     }
 }
 
-/// One file whose inode is written anew. There may be millions.
+/// The files whose inodes are written anew. There may be millions.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// Which of [`Metadata::inodes`].
+    changed: Bitmap,
+    /// Those of them that have nodes, or had some, ascending.
+    trees: Vec<TreePlan>,
+    nodes: Vec<Node>,
+}
+
+/// A file that changes and has nodes, or had some.
 #[derive(Clone, Copy, Debug)]
-pub struct FilePlan {
+pub struct TreePlan {
     /// Index into [`Metadata::inodes`].
     index: u32,
     /// Indexes into the plan's nodes.
     nodes: (u32, u32),
 }
 
-impl FilePlan {
+impl TreePlan {
     /// Returns the inode that it is about.
     pub fn record<'a>(&self, metadata: &'a Metadata) -> &'a InodeRecord {
         &metadata.inodes[self.index as usize]
@@ -90,13 +102,12 @@ pub struct ResizePlan {
     pub live: Bitmap,
     /// Data, xattr blocks, indirect nodes and single blocks that move (not extent tree nodes).
     pub blocks: Relocation,
-    /// (old, new), ascending in old.
-    pub inodes: Vec<(InodeNr, InodeNr)>,
+    /// Inode numbers that change.
+    pub inodes: Relocation,
     /// Descriptors of the new filesystem; only checksums and bitmap checksums are missing.
     pub groups: Vec<GroupDesc>,
-    /// Inodes to write anew, ascending.
-    pub files: Vec<FilePlan>,
-    nodes: Vec<Node>,
+    /// Inodes to write anew.
+    files: Files,
     /// Free blocks of the new filesystem.
     pub free_blocks: u64,
     pub free_inodes: u64,
@@ -105,16 +116,41 @@ pub struct ResizePlan {
 impl ResizePlan {
     /// Returns the new number of an inode.
     pub fn inode(&self, old: InodeNr) -> InodeNr {
-        match self.inodes.binary_search_by_key(&old, |&(from, _)| from) {
-            Ok(index) => self.inodes[index].1,
-            Err(_) => old,
-        }
+        // OK: an inode's number, which has 32 bits.
+        InodeNr(self.inodes.of(u64::from(old.0)) as u32)
+    }
+
+    /// Is an inode written anew? `place` is its index in [`Metadata::inodes`].
+    pub fn changes(&self, place: usize) -> bool {
+        self.files.changed.get(place as u64)
+    }
+
+    /// Lists the inodes to write anew from one place on up to another.
+    pub fn changed(&self, places: Range<usize>) -> impl Iterator<Item = usize> + '_ {
+        let runs = self
+            .files
+            .changed
+            .runs(places.start as u64..places.end as u64, true);
+        runs.flatten().map(|place| place as usize)
+    }
+
+    /// Lists the files that change and have nodes, or had some, ascending.
+    pub fn trees(&self) -> &[TreePlan] {
+        &self.files.trees
+    }
+
+    /// Is it one of the files in [`trees`](Self::trees)?
+    pub fn is_tree(&self, place: usize) -> bool {
+        let trees = &self.files.trees;
+        trees
+            .binary_search_by_key(&place, |tree| tree.index as usize)
+            .is_ok()
     }
 
     /// Returns the places of a file's nodes: of the packed tree, leaves first, for extents; of the
     /// old nodes in their old order for indirect blocks.
-    pub fn nodes(&self, file: &FilePlan) -> &[Node] {
-        &self.nodes[file.nodes.0 as usize..file.nodes.1 as usize]
+    pub fn nodes(&self, file: &TreePlan) -> &[Node] {
+        &self.files.nodes[file.nodes.0 as usize..file.nodes.1 as usize]
     }
 
     /// Returns all of a file's data, with new places.
@@ -172,8 +208,8 @@ pub fn plan(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
     planner.place_new_groups()?;
     planner.move_inodes()?;
     planner.move_blocks()?;
-    let (files, nodes) = planner.place_files()?;
-    Ok(planner.finish(files, nodes))
+    let files = planner.place_files()?;
+    Ok(planner.finish(files))
 }
 
 fn new_geometry(metadata: &Metadata, blocks: BlockNr) -> Geometry {

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use super::planner::Planner;
 use super::relocate::{FreeSpace, Relocation};
-use super::{FilePlan, NoFit};
+use super::{Files, NoFit, TreePlan};
 use crate::ext4::bitmap::Bitmap;
 use crate::ext4::map::{Extent, MapKind, Node, join_extents, tree_shape};
 use crate::ext4::metadata::{InodeRecord, Metadata};
 use crate::ext4::superblock::{COMPAT_STABLE_INODES, INCOMPAT_MMP};
-use crate::units::{BlockNr, InodeNr};
+use crate::units::BlockNr;
 
 /// Pieces that move, each of which takes some hundred bytes: with more, a larger size is looked for.
 const MAX_MOVES: usize = 4 << 20;
@@ -42,37 +42,37 @@ impl Planner<'_> {
         }
         let mut at = first;
         for inode in moved {
+            // `needed` was compared, so a free number is left, and it is below `count`.
             at = live.next(at, false);
             live.set_range(at..at + 1);
-            // OK: `needed` was compared, so a free number is left, and it is below `count`.
-            self.inodes.push((inode.number, InodeNr(at as u32 + 1)));
+            self.inodes.push(u64::from(inode.number.0), 1, at + 1);
         }
         self.live = live;
         Ok(())
     }
 
     fn must_move(&self, run: Range<BlockNr>) -> bool {
-        run.end > self.new.blocks_count || self.evicted_of(&run).next().is_some()
+        run.end > self.new.blocks_count || self.evicted.intersects(run)
     }
 
-    /// Lists the parts of a run that must move.
-    fn lost_parts(&self, run: Range<BlockNr>, lost: &mut Vec<Range<BlockNr>>) {
-        if run.end > self.new.blocks_count {
-            lost.push(run.start.max(self.new.blocks_count)..run.end);
+    /// Notes the parts of a run that must move.
+    fn note_lost(&self, run: Range<BlockNr>, lost: &mut Bitmap) {
+        lost.set_range(run.start.max(self.new.blocks_count)..run.end);
+        for evicted in self.evicted.iter_within(run) {
+            lost.set_range(evicted);
         }
-        lost.extend(self.evicted_of(&run));
     }
 
     /// Moves data, xattr blocks, indirect nodes and single blocks, in the order in which they lie.
     pub(super) fn move_blocks(&mut self) -> Result<(), NoFit> {
-        let mut lost = Vec::new();
+        let mut lost = Bitmap::new(self.old.blocks_count);
         for inode in &self.metadata.inodes {
             for extent in self.metadata.extents(inode) {
-                self.lost_parts(extent.start..extent.end(), &mut lost);
+                self.note_lost(extent.start..extent.end(), &mut lost);
             }
             if inode.kind == MapKind::Indirect {
                 for node in self.metadata.nodes(inode) {
-                    self.lost_parts(node.block..node.block + 1, &mut lost);
+                    self.note_lost(node.block..node.block + 1, &mut lost);
                 }
             }
         }
@@ -94,13 +94,9 @@ impl Planner<'_> {
             .chain(single)
             .chain(mmp)
         {
-            self.lost_parts(block..block + 1, &mut lost);
+            self.note_lost(block..block + 1, &mut lost);
         }
-        if lost.len() > MAX_MOVES {
-            return Err(NoFit::Pieces);
-        }
-        lost.sort_unstable_by_key(|run| run.start);
-        let needed: u64 = lost.iter().map(|run| run.end - run.start).sum();
+        let needed = lost.count(0..lost.len());
         let mut room = FreeSpace::new(&self.used, needed);
         if room.left() < needed {
             return Err(NoFit::Blocks {
@@ -108,7 +104,7 @@ impl Planner<'_> {
                 available: room.left(),
             });
         }
-        for run in lost {
+        for run in lost.runs(0..lost.len(), true) {
             let mut at = run.start;
             while at < run.end {
                 // OK: `needed` blocks were there.
@@ -120,6 +116,9 @@ impl Planner<'_> {
                 };
                 let len = place.end - place.start;
                 self.blocks.push(at, len, place.start);
+                if self.blocks.runs().len() > MAX_MOVES {
+                    return Err(NoFit::Pieces);
+                }
                 self.used.set_range(place);
                 at += len;
             }
@@ -127,9 +126,10 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Lists the files that change, and places the nodes of their trees.
-    pub(super) fn place_files(&mut self) -> Result<(Vec<FilePlan>, Vec<Node>), NoFit> {
-        let mut files = Vec::new();
+    /// Finds the files that change, and places the nodes of their trees.
+    pub(super) fn place_files(&mut self) -> Result<Files, NoFit> {
+        let mut changed = Bitmap::new(self.metadata.inodes.len() as u64);
+        let mut trees = Vec::new();
         // Nodes that stay, and how many each file needs besides.
         let mut kept: Vec<Node> = Vec::new();
         let mut missing: Vec<u32> = Vec::new();
@@ -138,6 +138,7 @@ impl Planner<'_> {
             if !self.changes(inode) {
                 continue;
             }
+            changed.set_range(index as u64..index as u64 + 1);
             let old_nodes = self.metadata.nodes(inode);
             let start = kept.len();
             let mut needed = 0;
@@ -147,8 +148,7 @@ impl Planner<'_> {
                     ..*node
                 })),
                 MapKind::Extents => {
-                    let pieces = relocated(self.metadata, &self.blocks, inode).len();
-                    let count: usize = tree_shape(pieces, self.new.block_size).iter().sum();
+                    let count = self.nodes_needed(inode);
                     let stay = old_nodes
                         .iter()
                         .filter(|node| !self.must_move(node.block..node.block + 1));
@@ -161,9 +161,12 @@ impl Planner<'_> {
                 }
                 MapKind::None => {}
             }
+            if old_nodes.is_empty() && needed == 0 {
+                continue;
+            }
             // OK: there are fewer inodes and nodes than 2^32.
             missing.push(needed as u32);
-            files.push(FilePlan {
+            trees.push(TreePlan {
                 index: index as u32,
                 nodes: (start as u32, kept.len() as u32),
             });
@@ -177,10 +180,15 @@ impl Planner<'_> {
             });
         }
         if needed == 0 {
-            return Ok((files, kept));
+            let nodes = kept;
+            return Ok(Files {
+                changed,
+                trees,
+                nodes,
+            });
         }
         let mut nodes = Vec::with_capacity(kept.len() + needed as usize);
-        for (file, count) in files.iter_mut().zip(missing) {
+        for (file, count) in trees.iter_mut().zip(missing) {
             let start = nodes.len() as u32;
             nodes.extend_from_slice(&kept[file.nodes.0 as usize..file.nodes.1 as usize]);
             for _ in 0..count {
@@ -199,7 +207,23 @@ impl Planner<'_> {
             }
             file.nodes = (start, nodes.len() as u32);
         }
-        Ok((files, nodes))
+        Ok(Files {
+            changed,
+            trees,
+            nodes,
+        })
+    }
+
+    /// Returns how many nodes the packed tree over a file's extents has.
+    fn nodes_needed(&self, inode: &InodeRecord) -> usize {
+        let nodes = |pieces| tree_shape(pieces, self.new.block_size).iter().sum();
+        let extents = self.metadata.extents(inode).iter();
+        let pieces = extents.map(|e| self.blocks.piece_count(e.start, u64::from(e.len())));
+        match nodes(pieces.sum()) {
+            // Of nearly all files, of which there are millions: no need to know how pieces join.
+            0 => 0,
+            _ => nodes(relocated(self.metadata, &self.blocks, inode).len()),
+        }
     }
 
     /// Must the inode be written anew?

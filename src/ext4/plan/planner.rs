@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::relocate::Relocation;
-use super::{FilePlan, NoFit, ResizePlan, parts};
+use super::{Files, NoFit, ResizePlan, parts};
 use crate::ext4::bitmap::Bitmap;
 use crate::ext4::geometry::Geometry;
 use crate::ext4::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
-use crate::ext4::map::Node;
 use crate::ext4::metadata::Metadata;
 use crate::ext4::superblock::INCOMPAT_FLEX_BG;
+use crate::io::RangeSet;
 use crate::units::{BlockNr, GroupNr, InodeNr};
 
 pub(super) struct Planner<'a> {
@@ -20,10 +20,10 @@ pub(super) struct Planner<'a> {
     pub(super) used: Bitmap,
     pub(super) live: Bitmap,
     pub(super) groups: Vec<GroupDesc>,
-    pub(super) inodes: Vec<(InodeNr, InodeNr)>,
+    pub(super) inodes: Relocation,
     pub(super) blocks: Relocation,
-    /// Old blocks below the new end that must make room for descriptors, ascending.
-    pub(super) evicted: Vec<Range<BlockNr>>,
+    /// Old blocks below the new end that must make room for descriptors.
+    pub(super) evicted: RangeSet,
     /// Where room for groups' metadata was looked for.
     searched: Searched,
 }
@@ -45,21 +45,11 @@ impl<'a> Planner<'a> {
             used,
             live: Bitmap::new(0),
             groups: Vec::new(),
-            inodes: Vec::new(),
+            inodes: Relocation::default(),
             blocks: Relocation::default(),
-            evicted: Vec::new(),
+            evicted: RangeSet::new(),
             searched: Searched::default(),
         }
-    }
-
-    /// Lists the parts of a run that must make room for descriptors.
-    pub(super) fn evicted_of(&self, run: &Range<BlockNr>) -> impl Iterator<Item = Range<BlockNr>> {
-        let Range { start, end } = *run;
-        let first = self.evicted.partition_point(|lost| lost.end <= start);
-        let behind = self.evicted[first..].iter();
-        behind
-            .take_while(move |lost| lost.start < end)
-            .map(move |lost| start.max(lost.start)..end.min(lost.end))
     }
 
     /// Drops the metadata of vanished groups and shrinks, keeps or widens the descriptors' areas.
@@ -86,7 +76,9 @@ impl<'a> Planner<'a> {
             let wider = start + old_len..end;
             if group < kept && !wider.is_empty() {
                 // Only when growing past the reserved descriptor blocks.
-                self.evicted.extend(self.used.runs(wider, true));
+                for run in self.used.runs(wider, true) {
+                    self.evicted.insert(run);
+                }
             }
             self.used.clear_range(end..(start + old_len).max(end));
             self.used.set_range(start..end);
@@ -105,7 +97,7 @@ impl<'a> Planner<'a> {
                 .into_iter()
                 .enumerate()
             {
-                let evicted = self.evicted_of(&(block..block + count)).next().is_some();
+                let evicted = self.evicted.intersects(block..block + count);
                 if block + count > self.new.blocks_count || evicted {
                     self.release_part(block, count);
                     lost.push((group, which, count));
@@ -133,22 +125,12 @@ impl<'a> Planner<'a> {
 
     /// Frees a lost part, but for what the wider descriptors have taken of it.
     fn release_part(&mut self, block: BlockNr, count: u64) {
-        let part = block..(block + count).min(self.new.blocks_count);
-        let taken: Vec<_> = self.evicted_of(&part).collect();
-        self.used.clear_range(part);
-        for run in &taken {
-            self.used.set_range(run.clone());
+        let within = block..(block + count).min(self.new.blocks_count);
+        for free in self.evicted.gaps(within) {
+            self.used.clear_range(free);
         }
-        if taken.is_empty() {
-            return;
-        }
-        for run in std::mem::take(&mut self.evicted) {
-            // What was a part of the lost place has no contents to move.
-            let before = run.start..run.end.min(block).max(run.start);
-            let after = run.start.max(block + count).min(run.end)..run.end;
-            self.evicted
-                .extend([before, after].into_iter().filter(|run| !run.is_empty()));
-        }
+        // What was a part of the lost place has no contents to move.
+        self.evicted.remove(block..block + count);
     }
 
     /// Finds `count` free blocks in a row for a group: where mke2fs would put them, else anywhere
@@ -181,7 +163,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Fills in counts and flags.
-    pub(super) fn finish(mut self, files: Vec<FilePlan>, nodes: Vec<Node>) -> ResizePlan {
+    pub(super) fn finish(mut self, files: Files) -> ResizePlan {
         let checksums = self.metadata.fs.superblock.has_group_checksums();
         let dirs = self.count_dirs();
         let per_group = u64::from(self.new.inodes_per_group);
@@ -226,7 +208,6 @@ impl<'a> Planner<'a> {
             inodes: self.inodes,
             groups: self.groups,
             files,
-            nodes,
             free_blocks,
             free_inodes,
         }
@@ -235,13 +216,9 @@ impl<'a> Planner<'a> {
     fn count_dirs(&self) -> Vec<u32> {
         let mut dirs = vec![0; self.new.groups as usize];
         for inode in self.metadata.inodes.iter().filter(|inode| inode.is_dir()) {
-            let number = match self
-                .inodes
-                .binary_search_by_key(&inode.number, |&(old, _)| old)
-            {
-                Ok(index) => self.inodes[index].1,
-                Err(_) => inode.number,
-            };
+            let number = self.inodes.of(u64::from(inode.number.0));
+            // OK: an inode's number, which has 32 bits.
+            let number = InodeNr(number as u32);
             dirs[self.new.inode_place(number).0 as usize] += 1;
         }
         dirs

@@ -67,6 +67,22 @@ impl Relocation {
         pieces
     }
 
+    /// Returns into how many pieces `len` blocks from `block` on are cut at the most: two that
+    /// happen to follow each other count as two.
+    pub fn piece_count(&self, block: BlockNr, len: u64) -> usize {
+        let end = block + len;
+        let first = self
+            .runs
+            .partition_point(|&(old, len, _)| old + len <= block);
+        let (mut pieces, mut at) = (0, block);
+        for &(old, len, _) in self.runs[first..].iter().take_while(|run| run.0 < end) {
+            // What stays before it, and the run itself.
+            pieces += 1 + usize::from(old > at);
+            at = old + len;
+        }
+        pieces + usize::from(at < end)
+    }
+
     /// Returns the runs as (old, length, new), ascending in old.
     pub fn runs(&self) -> &[(BlockNr, u64, BlockNr)] {
         &self.runs
@@ -155,6 +171,10 @@ mod tests {
             map.pieces(98, 24),
             [(98, 2), (5, 12), (112, 8), (3, 1), (121, 1)]
         );
+        assert_eq!(map.piece_count(98, 24), 5);
+        assert_eq!(map.piece_count(100, 12), 1);
+        assert_eq!(map.piece_count(0, 99), 1);
+        assert_eq!(map.piece_count(119, 2), 2);
         assert_eq!(map.total(), 13);
     }
 

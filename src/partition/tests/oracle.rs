@@ -84,6 +84,7 @@ impl Card {
                 }
                 Source::Bytes(ref bytes, at) => bytes[at..at + segment.len as usize].to_vec(),
                 Source::Zero => vec![0; segment.len as usize],
+                Source::Patched(..) => panic!("a table is written anew"),
             };
             if segment.end() > self.len() {
                 self.file.set_len(segment.end()).unwrap();
