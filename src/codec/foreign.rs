@@ -63,7 +63,8 @@ const KNOWN: &[Known] = &[
 /// Text that begins a page or a document, in lower case.
 const PAGES: [&[u8]; 3] = [b"<!doctype", b"<html", b"<?xml"];
 
-/// Refuses a file, or what is taken for a disk, if it is known to be no disk's image.
+/// Refuses a file, or what is taken for a disk, if it is known to be no disk's image. Of any length:
+/// what is only read may be anything.
 ///
 /// # Errors
 /// As [`refuse`]; what cannot be read is no error here.
@@ -79,6 +80,7 @@ pub fn refuse_disk(disk: &dyn ReadAt) -> Result<()> {
     {
         last.clear();
     }
+    first.resize(first.len().max(SECTOR), 0);
     refuse(&first, &last)
 }
 
@@ -170,6 +172,7 @@ mod tests {
         assert!(refuse_disk(&MemoryDisk::from(disk.clone())).is_err());
         disk[..4].fill(0);
         refuse_disk(&MemoryDisk::from(disk)).unwrap();
+        refuse_disk(&MemoryDisk::from(b"hello".to_vec())).unwrap();
     }
 
     #[test]
