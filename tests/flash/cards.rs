@@ -113,7 +113,7 @@ fn refuses_what_would_destroy_something() {
     let (code, _) = refusal(&["flash", text(&image), "/nonexistent/card", "--yes"]);
     assert_ne!(code, 0);
     let (code, errors) = refusal(&["flash", text(&image), text(&file), "--card-size", "80MiB"]);
-    assert_eq!(code, 1, "{errors}");
+    assert_eq!(code, 5, "{errors}");
     assert!(fs::read(&file).unwrap() == before);
     // The partition of a disk, and a disk that is mounted and not removable.
     flash(text(&image), &card.0, &["--allow-any-device"]);
