@@ -53,6 +53,8 @@ pub mod partition;
 pub mod pipeline;
 pub mod progress;
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod scratch;
 pub mod units;
 pub mod volume;

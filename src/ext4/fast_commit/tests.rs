@@ -13,6 +13,7 @@ use crate::ext4::metadata::Metadata;
 use crate::ext4::raw::{put16, put32};
 use crate::ext4::test_image::{self, Scratch};
 use crate::io::memory::MemoryDisk;
+use crate::random::random;
 use crate::units::BlockNr;
 
 const BLOCK: usize = 1024;
@@ -543,12 +544,7 @@ fn survives_any_order_of_tags() {
         (Super::read(&disk).unwrap().unwrap(), disk)
     });
     let mut state = 1u64;
-    let mut random = move |below: usize| {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 33) as usize % below
-    };
+    let mut random = move |below: usize| random(&mut state, below as u64) as usize;
     let mut sound = 0;
     for round in 0..600 {
         let (fs, disk) = &disks[round % 2];

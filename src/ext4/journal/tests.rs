@@ -8,6 +8,7 @@ use crate::ext4::raw::{be32, put_be32, put16, put32};
 use crate::ext4::test_image::{self, Scratch};
 use crate::io::WriteAt;
 use crate::io::memory::MemoryDisk;
+use crate::random::random;
 
 const BLOCK: usize = 1024;
 const LEN: u64 = 8 << 20;
@@ -602,12 +603,7 @@ fn a_journal_elsewhere_is_not_replayed() {
 fn survives_mutations() {
     let image = mke2fs("^resize_inode");
     let mut state = 1u64;
-    let mut random = move |below: usize| {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 33) as usize % below
-    };
+    let mut random = move |below: usize| random(&mut state, below as u64) as usize;
     let mut accepted = 0;
     let formats = [LogChecksums::None, LogChecksums::V2, LogChecksums::V3].map(|checksums| {
         let format = Format { checksums, ..PLAIN };

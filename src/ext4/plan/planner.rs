@@ -280,16 +280,12 @@ impl Search {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::random;
 
     #[test]
     fn a_search_that_remembers_finds_the_same() {
         let mut state = 9u64;
-        let mut random = |below: u64| {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 33) % below
-        };
+        let mut random = |below: u64| random(&mut state, below);
         for _ in 0..200 {
             let mut used = Bitmap::new(2000);
             for _ in 0..random(300) {

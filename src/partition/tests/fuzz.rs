@@ -5,13 +5,7 @@ use super::super::*;
 use super::bytes::{disk, sector};
 use crate::io::memory::{FaultyDisk, MemoryDisk};
 use crate::io::{Source, WriteAt};
-
-fn random(state: &mut u64, below: u64) -> u64 {
-    *state = state
-        .wrapping_mul(6364136223846793005)
-        .wrapping_add(1442695040888963407);
-    (*state >> 33) % below
-}
+use crate::random::random;
 
 fn mbr_seed() -> MemoryDisk {
     let mbr = sector(&[
