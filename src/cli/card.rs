@@ -90,9 +90,9 @@ pub fn judge(paths: &[PathBuf], permissions: &Permissions) -> Result<Vec<Target>
             }
         }
         for other in &targets {
-            if device::is_same_file(other.path(), target.path())? {
+            if device::targets_overlap(other, &target)? {
                 return Err(Error::usage(format!(
-                    "{} and {} are the same target",
+                    "{} and {} are the same target, or one lies on the other",
                     other.path().display(),
                     path.display()
                 )));

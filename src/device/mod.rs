@@ -219,6 +219,26 @@ pub fn target_holds(target: &Target, image: &Path) -> Result<bool> {
     }
 }
 
+/// Would writing to one of two targets change the other: are they the same file or device, is one a
+/// loop device of the other, or are both loop devices of one file?
+///
+/// # Errors
+/// `Io` if one of them cannot be asked.
+pub fn targets_overlap(one: &Target, other: &Target) -> Result<bool> {
+    if target_holds(one, other.path())? || target_holds(other, one.path())? {
+        return Ok(true);
+    }
+    match (one, other) {
+        (Target::Device(one), Target::Device(other)) => {
+            match (&one.backing_file, &other.backing_file) {
+                (Some(one), Some(other)) => is_same_file(one, other),
+                _ => Ok(false),
+            }
+        }
+        _ => Ok(false),
+    }
+}
+
 /// What a path names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum PathKind {

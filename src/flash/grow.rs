@@ -87,7 +87,8 @@ impl ExpandPlan {
         let volume = Volume::identify(disk)?;
         if !matches!(volume, Volume::Ext(_)) {
             return Err(Error::unsupported(format!(
-                "there is no partition table and no ext filesystem to grow, but {}",
+                "there is neither a partition table nor an ext filesystem that could grow: what lies \
+                 there is {}",
                 volume.name()
             )));
         }
@@ -199,7 +200,14 @@ impl ExpandPlan {
             return Ok(());
         }
         let window = Window::new(disk, range)?;
-        let ext = Ext4::open(&window)?;
+        let ext = match Ext4::open(&window) {
+            Ok(ext) => ext,
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                self.note_unknown(&error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let old = ext.total_bytes();
         self.summary.old_filesystem = Some(old);
         self.summary.new_filesystem = Some(old);
@@ -213,14 +221,19 @@ impl ExpandPlan {
                 self.steps.append(steps);
             }
             Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
-                self.summary
-                    .notes
-                    .push(format!("only the partition grows: {}", error.one_line()));
-            }
+            Err(error) if error.kind() == ErrorKind::Unsupported => self.note_unknown(&error),
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// A filesystem that is not understood here may be sound all the same.
+    fn note_unknown(&mut self, error: &Error) {
+        let note = match self.summary.partition {
+            Some(_) => format!("only the partition grows: {}", error.one_line()),
+            None => format!("the filesystem does not grow: {}", error.one_line()),
+        };
+        self.summary.notes.push(note);
     }
 
     /// Returns what would change.

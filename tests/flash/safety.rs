@@ -134,7 +134,8 @@ fn partitions_mounted_and_write_protected_disks() {
 fn a_card_that_is_not_removable_needs_a_word_and_is_listed_with_its_reason() {
     let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
-    let card = Loop::attach(&used_card(&scratch, "card", 80 * MIB));
+    let file = used_card(&scratch, "card", 80 * MIB);
+    let card = Loop::attach(&file);
     let link = scratch.path("by-id");
     symlink(&card.0, &link).unwrap();
     let (code, errors) = refusal(&["flash", text(&image), text(&link), "--yes"]);
@@ -145,18 +146,17 @@ fn a_card_that_is_not_removable_needs_a_word_and_is_listed_with_its_reason() {
         "{errors}"
     );
     assert!(errors.contains("--allow-any-device"), "{errors}");
-    // Two names for one card.
-    let both = [
-        "flash",
-        text(&image),
-        text(&link),
-        device,
-        "--yes",
-        "--allow-any-device",
-    ];
-    let (code, errors) = refusal(&both);
-    assert_eq!(code, 2, "{errors}");
-    assert!(errors.contains("are the same target"), "{errors}");
+    // Two names for one card, and what lies below it.
+    let again = Loop::attach(&file);
+    for other in [&link, &file, &again.0] {
+        for both in [[device, text(other)], [text(other), device]] {
+            let options = ["--yes", "--allow-any-device"];
+            let (code, errors) = refusal(&[&["flash", text(&image)], &both[..], &options].concat());
+            assert_eq!(code, 2, "{errors}");
+            assert!(errors.contains("are the same target"), "{errors}");
+        }
+    }
+    drop(again);
     let shown = |all: &[&str]| {
         let output = pishrink(&[&["devices"], all].concat());
         String::from_utf8_lossy(&output.stdout).into_owned()

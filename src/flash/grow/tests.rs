@@ -79,6 +79,37 @@ impl Card for Recorder {
     }
 }
 
+/// Such a card is good all the same, and someone else can grow what it holds.
+#[test]
+fn a_filesystem_with_unknown_features_lets_its_partition_grow() {
+    for (options, text) in [
+        (&["-O", "bigalloc"][..], "bigalloc"),
+        (&["-O", "^metadata_csum"], "FEATURE_I30"),
+    ] {
+        let mut filesystem = filesystem(options);
+        if text == "FEATURE_I30" {
+            const S_FEATURE_INCOMPAT: usize = 1024 + 0x60;
+            filesystem[S_FEATURE_INCOMPAT + 3] |= 0x40;
+        }
+        let bytes = mbr(&filesystem);
+        let card = Recorder::new(&bytes);
+        let plan = ExpandPlan::new(&card, ExpandTo::Max).unwrap();
+        let done = plan.run(&card, &Silent).unwrap();
+        assert!(done.new_partition > done.old_partition && done.written < MIB);
+        let note = done.notes.join("; ");
+        assert!(
+            note.starts_with("only the partition") && note.contains(text),
+            "{note}"
+        );
+        let after = card.disk.to_vec();
+        assert!(after[MIB as usize..][..filesystem.len()] == filesystem);
+
+        let bare = Recorder::new(&filesystem);
+        let plan = ExpandPlan::new(&bare, ExpandTo::Max).unwrap();
+        assert!(plan.is_nothing());
+    }
+}
+
 #[test]
 fn what_reads_back_wrong_while_expanding_is_written_again() {
     let bytes = mbr(&filesystem(&[]));
