@@ -26,8 +26,8 @@ use crate::units::{BlockNr, GroupNr, InodeNr};
 
 /// Extents of all files together, and nodes; more is taken for an attack on memory.
 const MAX_EXTENTS: usize = 16 << 20;
-/// Free stretches; each takes a hundred bytes later on.
-const MAX_FREE_RUNS: usize = 6 << 20;
+/// Free stretches; each takes up to 180 bytes later on, with the piece of a file before it.
+const MAX_FREE_RUNS: usize = 4 << 20;
 /// Bytes of inode table read at a time.
 const TABLE_CHUNK: u64 = 1 << 20;
 
