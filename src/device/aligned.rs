@@ -1,6 +1,7 @@
 //! Requests as raw devices want them: an adaptor that lets any range be read and written through a
 //! medium that takes whole blocks only.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::error::Result;
@@ -52,14 +53,39 @@ impl<T: ReadAt> Bounced<T> {
             && (self.any_memory || buf.as_ptr().addr().is_multiple_of(MEMORY_ALIGNMENT))
     }
 
-    /// Returns the whole blocks around `start..end`. They lie within `inner`, as `start..end` does.
-    fn blocks_around(&self, start: u64, end: u64) -> (u64, u64) {
-        (start - start % self.block, end.next_multiple_of(self.block))
+    /// Cuts the whole blocks around `len` bytes at `offset` into pieces, and makes a buffer for the
+    /// longest. They lie within `inner`, as the bytes do.
+    fn pieces(&self, offset: u64, len: usize) -> (AlignedBuf, impl Iterator<Item = Piece>) {
+        let end = offset + len as u64;
+        let (start, stop) = (
+            offset - offset % self.block,
+            end.next_multiple_of(self.block),
+        );
+        let step = BOUNCE.next_multiple_of(self.block).min(stop - start);
+        let pieces = (start..stop).step_by(step as usize).map(move |at| {
+            let take = (stop - at).min(step);
+            let (from, to) = (at.max(offset), (at + take).min(end));
+            Piece {
+                at,
+                take: take as usize,
+                within: (from - at) as usize..(to - at) as usize,
+                of_all: (from - offset) as usize..(to - offset) as usize,
+            }
+        });
+        (AlignedBuf::zeroed(step as usize), pieces)
     }
+}
 
-    fn step(&self) -> u64 {
-        BOUNCE.next_multiple_of(self.block)
-    }
+/// Whole blocks, some of whose bytes are wanted.
+struct Piece {
+    /// Where they lie, in bytes.
+    at: u64,
+    /// How many bytes they are.
+    take: usize,
+    /// Which bytes of them are wanted.
+    within: Range<usize>,
+    /// Which bytes of all that is wanted those are.
+    of_all: Range<usize>,
 }
 
 impl<T: ReadAt> ReadAt for Bounced<T> {
@@ -72,17 +98,11 @@ impl<T: ReadAt> ReadAt for Bounced<T> {
         if buf.is_empty() || self.passes(offset, buf) {
             return self.inner.read_exact_at(offset, buf);
         }
-        let end = offset + buf.len() as u64;
-        let (mut at, stop) = self.blocks_around(offset, end);
-        let mut bounce = AlignedBuf::zeroed((stop - at).min(self.step()) as usize);
-        while at < stop {
-            let take = (stop - at).min(bounce.len() as u64);
-            let blocks = &mut bounce[..take as usize];
-            self.inner.read_exact_at(at, blocks)?;
-            let (from, to) = (at.max(offset), (at + take).min(end));
-            buf[(from - offset) as usize..(to - offset) as usize]
-                .copy_from_slice(&blocks[(from - at) as usize..(to - at) as usize]);
-            at += take;
+        let (mut bounce, pieces) = self.pieces(offset, buf.len());
+        for piece in pieces {
+            let blocks = &mut bounce[..piece.take];
+            self.inner.read_exact_at(piece.at, blocks)?;
+            buf[piece.of_all].copy_from_slice(&blocks[piece.within]);
         }
         Ok(())
     }
@@ -97,33 +117,29 @@ impl<T: WriteAt> WriteAt for Bounced<T> {
         if self.passes(offset, buf) {
             return self.inner.write_all_at(offset, buf);
         }
-        let end = offset + buf.len() as u64;
-        let (mut at, stop) = self.blocks_around(offset, end);
-        let mut bounce = AlignedBuf::zeroed((stop - at).min(self.step()) as usize);
-        while at < stop {
-            let take = (stop - at).min(bounce.len() as u64);
-            let blocks = &mut bounce[..take as usize];
-            let (from, to) = (at.max(offset), (at + take).min(end));
+        let (mut bounce, pieces) = self.pieces(offset, buf.len());
+        for piece in pieces {
+            let (at, within) = (piece.at, piece.within);
+            let blocks = &mut bounce[..piece.take];
+            let (cut_first, cut_last) = (within.start > 0, within.end < piece.take);
             // Poisoned means that another writer panicked; the medium is no worse for it.
-            let partial = (from > at || to < at + take).then(|| {
+            let partial = (cut_first || cut_last).then(|| {
                 self.patching
                     .lock()
                     .unwrap_or_else(|poison| poison.into_inner())
             });
-            if from > at {
+            if cut_first {
                 self.inner
                     .read_exact_at(at, &mut blocks[..self.block as usize])?;
             }
-            if to < at + take {
-                let last = (take - self.block) as usize;
+            if cut_last {
+                let last = piece.take - self.block as usize;
                 self.inner
-                    .read_exact_at(at + take - self.block, &mut blocks[last..])?;
+                    .read_exact_at(at + last as u64, &mut blocks[last..])?;
             }
-            blocks[(from - at) as usize..(to - at) as usize]
-                .copy_from_slice(&buf[(from - offset) as usize..(to - offset) as usize]);
+            blocks[within].copy_from_slice(&buf[piece.of_all]);
             self.inner.write_all_at(at, blocks)?;
             drop(partial);
-            at += take;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use rustix::mount::UnmountFlags;
 
 use super::open::expect_device;
 use super::sysfs::Snapshot;
-use super::unix::{NO_WAIT, is_errno, locked, open_with};
+use super::unix::{NO_WAIT, file_len, is_errno, lock_alone, open_with};
 pub(super) use super::unix::{free_space, is_same_file, make_sparse, path_kind, read_at, write_at};
 use super::{Access, AlignedBuf, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, Result};
@@ -218,21 +218,11 @@ pub(super) fn open_file(path: &Path, access: Access) -> Result<Opened> {
     if access == Access::Read {
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
     } else {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(locked(path)),
-            Err(_) => notes.push("this file system cannot lock the file".to_owned()),
-            Ok(()) => {}
-        }
+        lock_alone(&file, path, &mut notes)?;
     }
-    let meta = file.metadata().map_err(fail)?;
-    if !meta.is_file() {
-        return Err(Error::refused(format!(
-            "{} is no file any more",
-            path.display()
-        )));
-    }
+    let len = file_len(&file, path)?;
     Ok(Opened {
-        len: meta.len(),
+        len,
         block: if direct { FILE_BLOCK } else { 1 },
         aligned_memory: direct,
         max_transfer: MAX_TRANSFER,

@@ -19,7 +19,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::diskutil::{Info, Layout, whole_name};
 use super::open::expect_device;
-use super::unix::{NO_WAIT, is_errno, locked, open_with};
+use super::unix::{NO_WAIT, file_len, is_errno, lock_alone, open_with};
 pub(super) use super::unix::{free_space, is_same_file, make_sparse, read_at, write_at};
 use super::{Access, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, ErrorKind, Result};
@@ -216,25 +216,15 @@ pub(super) fn open_file(path: &Path, access: Access) -> Result<Opened> {
     let mut notes = Vec::new();
     let file = open_with(path, access, NO_WAIT).map_err(fail)?;
     if access != Access::Read {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(locked(path)),
-            Err(_) => notes.push("this file system cannot lock the file".to_owned()),
-            Ok(()) => {}
-        }
+        lock_alone(&file, path, &mut notes)?;
     }
     if (access == Access::Write { direct: true }) {
         uncached(&file, &mut notes);
     }
-    let meta = file.metadata().map_err(fail)?;
-    if !meta.is_file() {
-        return Err(Error::refused(format!(
-            "{} is no file any more",
-            path.display()
-        )));
-    }
+    let len = file_len(&file, path)?;
     Ok(Opened {
         file,
-        len: meta.len(),
+        len,
         // F_NOCACHE takes any range of a file.
         block: 1,
         aligned_memory: false,

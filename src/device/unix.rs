@@ -5,14 +5,39 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
+use super::os::explain;
 use super::{Access, PathKind};
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// For files: never wait for a pipe that took the file's place. (Drives would open without a medium.)
 pub(super) const NO_WAIT: OFlags = OFlags::NONBLOCK;
+
+/// Locks a file against everybody else who asks, or notes that its file system cannot.
+pub(super) fn lock_alone(file: &File, path: &Path, notes: &mut Vec<String>) -> Result<()> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => return Err(locked(path)),
+        Err(_) => notes.push("this file system cannot lock the file".to_owned()),
+        Ok(()) => {}
+    }
+    Ok(())
+}
+
+/// Returns the length in bytes of what was opened as a file, if it is one.
+pub(super) fn file_len(file: &File, path: &Path) -> Result<u64> {
+    let meta = file
+        .metadata()
+        .map_err(|error| explain(error, "open", path))?;
+    if meta.is_file() {
+        return Ok(meta.len());
+    }
+    Err(Error::refused(format!(
+        "{} is no file any more",
+        path.display()
+    )))
+}
 
 /// Returns how many bytes this user can still write to the file system of `dir`.
 pub(super) fn free_space(dir: &Path) -> io::Result<u64> {
@@ -71,7 +96,7 @@ pub(super) fn is_errno(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
 }
 
-pub(super) fn locked(path: &Path) -> Error {
+fn locked(path: &Path) -> Error {
     Error::refused(format!(
         "{} is being written by another program",
         path.display()
