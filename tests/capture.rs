@@ -295,6 +295,31 @@ fn damage_is_refused_and_can_be_saved_whole() {
 }
 
 #[test]
+fn a_card_with_a_damaged_table_can_be_saved_whole() {
+    let scratch = Scratch::new("damaged-table");
+    let (card, image) = (cards::mbr(&scratch), scratch.path("out.img"));
+    let mut bytes = fs::read(&card).unwrap();
+    // The first partition is far longer than the card.
+    bytes[446 + 14] = 0xFF;
+    fs::write(&card, bytes).unwrap();
+    let capture = |options: &[&str]| {
+        let mut command = pishrink();
+        let command = command.args(["capture"]).args(options);
+        let done = command.args([&card, &image]).output().unwrap();
+        (
+            done.status.code(),
+            String::from_utf8_lossy(&done.stderr).into_owned(),
+        )
+    };
+    let (code, said) = capture(&[]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("ends at byte") && !image.exists(), "{said}");
+    let (code, said) = capture(&["--quiet", "--no-shrink", "--force-raw"]);
+    assert_eq!(code, Some(0), "{said}");
+    run("cmp", [&card, &image]);
+}
+
+#[test]
 fn a_stop_leaves_nothing_behind() {
     let scratch = Scratch::new("stopped");
     let card = cards::mbr(&scratch);

@@ -120,14 +120,14 @@ pub fn plan(
     if source.is_empty() {
         return Err(Error::unsound("the source is empty"));
     }
-    if options.shrink || !options.force_raw {
+    if !saves_all(options) {
         foreign::refuse_disk(source)?;
     }
     progress.started(Phase::Check, None)?;
     let planned = match PartitionTable::read(source) {
         Ok(Some(table)) => plan_disk(source, &table, options),
         Ok(None) => plan_bare(source, options),
-        Err(error) if error.kind() == ErrorKind::Io && options.force_raw && !options.shrink => {
+        Err(error) if error.kind() != ErrorKind::Cancelled && saves_all(options) => {
             plan_unreadable(source, &error)
         }
         Err(error) => Err(hinted(error.within("the partition table"), options)),
@@ -136,12 +136,22 @@ pub fn plan(
     Ok(planned)
 }
 
-/// Says how to get past a read error.
+/// Is every block wanted, whatever it means?
+fn saves_all(options: &PlanOptions) -> bool {
+    options.force_raw && !options.shrink
+}
+
+/// Says how to get past a read error, or past what has no better advice.
 fn hinted(error: Error, options: &PlanOptions) -> Error {
-    if error.kind() != ErrorKind::Io || options.force_raw && !options.shrink {
-        return error;
-    }
-    error.with_hint("--no-shrink --force-raw saves every block that can be read")
+    let hint = match error.kind() {
+        _ if saves_all(options) => return error,
+        ErrorKind::Io => "--no-shrink --force-raw saves every block that can be read",
+        ErrorKind::Unsound | ErrorKind::Unsupported if error.hint().is_none() => {
+            "--no-shrink --force-raw saves every block"
+        }
+        _ => return error,
+    };
+    error.with_hint(hint)
 }
 
 fn plan_disk(
@@ -160,9 +170,13 @@ fn plan_disk(
         });
     }
     let Some(first) = parts.first() else {
-        return Err(Error::unsupported(
+        let error = Error::unsupported(
             "the partition table has no partitions: there is nothing to capture",
-        ));
+        );
+        return match saves_all(options) {
+            true => plan_unreadable(source, &error),
+            false => Err(hinted(error, options)),
+        };
     };
     let before_first = first.range.start;
     let shrinks = if options.shrink {
@@ -269,7 +283,7 @@ fn plan_unreadable(source: &Watched, error: &Error) -> Result<CapturePlan> {
     let mut overlay = Overlay::new(source.len());
     let mut mapped = RangeSet::new();
     place(&mut overlay, &mut mapped, &mut content, range, range);
-    let note = format!("no partition table: {}", error.one_line());
+    let note = format!("saved block by block: {}", error.one_line());
     let summary = without_table(source, summarise(part, content, range), note);
     Ok(finish(overlay, mapped, summary))
 }

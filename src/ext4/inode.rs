@@ -4,7 +4,7 @@
 
 use super::checksum::{Checksums, crc32c};
 use super::raw::{join, le_fields};
-use super::superblock::{INCOMPAT_64BIT, RO_COMPAT_HUGE_FILE, Super};
+use super::superblock::{INCOMPAT_64BIT, INCOMPAT_EA_INODE, RO_COMPAT_HUGE_FILE, Super};
 use crate::units::{BlockNr, InodeNr};
 
 pub const BAD_INO: InodeNr = InodeNr(1);
@@ -157,6 +157,11 @@ impl<T: AsRef<[u8]>> Inode<T> {
     pub fn is_fast_symlink(&self, fs: &Super) -> bool {
         if self.format() != S_IFLNK || self.has_flag(INLINE_DATA_FL | EXTENTS_FL) {
             return false;
+        }
+        // The blocks of its attributes' inodes count as its own there, so only the length tells.
+        // e2fsck sees it so only where there is an attribute block, and finds damage elsewhere.
+        if fs.superblock.has_incompat(INCOMPAT_EA_INODE) && self.file_acl(fs) != 0 {
+            return (1..I_BLOCK_SIZE as u64).contains(&self.size());
         }
         let xattr = if self.file_acl(fs) != 0 {
             fs.geometry.block_size * fs.geometry.cluster_ratio / 512

@@ -62,6 +62,16 @@ pub struct Expansion {
     pub notes: Vec<String>,
 }
 
+impl Expansion {
+    /// Of a disk on which nothing can grow, as `error` says.
+    pub(super) fn unable(error: &Error) -> Self {
+        Self {
+            notes: vec![format!("nothing is expanded: {}", error.one_line())],
+            ..Self::default()
+        }
+    }
+}
+
 /// How to grow what is on a disk.
 #[derive(Debug)]
 pub struct ExpandPlan {

@@ -331,8 +331,13 @@ impl Run<'_> {
         }
         report.published = true;
         if let Some(to) = self.options.expand {
-            let expanded =
-                ExpandPlan::new(lane, to).and_then(|plan| plan.run(lane.slot.card, progress));
+            let expanded = match ExpandPlan::new(lane, to) {
+                // As in the image, and nobody asked for more.
+                Err(error) if error.kind() == ErrorKind::Unsupported && to == ExpandTo::Max => {
+                    Ok(Expansion::unable(&error))
+                }
+                planned => planned.and_then(|plan| plan.run(lane.slot.card, progress)),
+            };
             report.expansion = Some(expanded.map_err(|error| {
                 error.within(format!(
                     "{} has the whole image, but is not expanded",

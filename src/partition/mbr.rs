@@ -16,12 +16,14 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::{Decoded, Partition, PartitionKind, find_overlap, past_the_end, put, u32_at};
-use crate::error::{Error, Result};
-use crate::io::ReadAt;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{ReadAt, Window};
 use crate::units::ByteRange;
 
 /// Bytes per sector.
 pub(super) const SECTOR: u64 = 512;
+/// Bytes per sector of devices on which only a GPT is supported.
+const LARGE_SECTOR: u64 = 4096;
 /// Linux numbers partitions up to 255.
 const MAX_EBRS: usize = 256;
 const PROTECTIVE: u8 = 0xEE;
@@ -173,6 +175,46 @@ pub(super) fn is_bare_filesystem(sector: &Sector, disk: &dyn ReadAt) -> Result<b
     let superblock = disk.read_vec_at(1024, 1024)?;
     let log_block_size = u32_at(&superblock, 24);
     Ok(superblock[56..58] == [0x53, 0xEF] && log_block_size <= 6 && u32_at(&superblock, 4) != 0)
+}
+
+/// Refuses a table whose numbers count in sectors of 4096 bytes, as Linux reads it on a device that
+/// has such: read with 512, it would name the wrong bytes, and an image would lack the right ones.
+/// It does if no partition starts with a filesystem in one unit, and one does in the other.
+pub(super) fn refuse_large_sectors(sector: &Sector, disk: &dyn ReadAt) -> Result<()> {
+    const FACTOR: u64 = LARGE_SECTOR / SECTOR;
+    let entries: Vec<_> = (0..4)
+        .map(|slot| Entry::of(sector, slot))
+        .filter(|entry| entry.is_used() && !entry.is_extended())
+        .map(|entry| entry.extent(0))
+        .collect();
+    let any = |factor: u64| -> Result<bool> {
+        for &(start, end) in &entries {
+            // OK: 33 bits of sectors of at most 4096 bytes.
+            let range = ByteRange::new(start * SECTOR * factor, end * SECTOR * factor);
+            if range.end > disk.len() {
+                return Ok(false);
+            }
+            match starts_filesystem(&Window::new(disk, range)?) {
+                Ok(true) => return Ok(true),
+                // What cannot be read proves nothing.
+                Err(error) if error.kind() != ErrorKind::Io => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(false)
+    };
+    if any(1)? || !any(FACTOR)? {
+        return Ok(());
+    }
+    Err(Error::unsupported(
+        "this MBR counts in sectors of 4096 bytes; with those only a GPT is supported",
+    ))
+}
+
+fn starts_filesystem(partition: &dyn ReadAt) -> Result<bool> {
+    let mut sector = [0; SECTOR as usize];
+    partition.read_exact_at(0, &mut sector)?;
+    is_bare_filesystem(&sector, partition)
 }
 
 /// Do the used primary entries lie on the disk, behind sector 0, and apart?

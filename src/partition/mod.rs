@@ -15,7 +15,8 @@
 //! - **GPT or MBR.** As in Linux, a GPT counts if the MBR has an entry of type EE. Without such an
 //!   entry a used MBR wins over a leftover GPT (with a warning), and a sound primary GPT with
 //!   no entries in sector 0 is read as a GPT (with a warning).
-//! - **MBR sectors are 512 bytes.** Cards with 4096-byte sectors exist with GPT only.
+//! - **MBR sectors are 512 bytes.** A table that counts in sectors of 4096 bytes, as filesystems
+//!   at its partitions' starts tell, is refused (`Unsupported`).
 //! - **CHS addresses stay.** Nothing that boots from a card reads them.
 
 mod gpt;
@@ -161,7 +162,8 @@ impl PartitionTable {
     ///
     /// # Errors
     /// `Unsound` if there is a table but it is damaged beyond its backup, or its partitions
-    /// overlap or go past the end of the disk; `Io` if the disk fails.
+    /// overlap or go past the end of the disk; `Unsupported` for an MBR of large sectors; `Io` if
+    /// the disk fails.
     pub fn read(disk: &dyn ReadAt) -> Result<Option<Self>> {
         if disk.len() < mbr::SECTOR {
             return Ok(None);
@@ -188,6 +190,7 @@ impl PartitionTable {
         if !mbr::is_table(&sector, disk)? {
             return Ok(None);
         }
+        mbr::refuse_large_sectors(&sector, disk)?;
         let mut decoded = mbr::decode(&sector, disk)?;
         if leftover {
             decoded

@@ -107,6 +107,8 @@ class Inode:
     def fast_symlink(self):
         if self.type != 0xA000 or self.inline:
             return False
+        if self.fs.incompat & EA_INODE and self.file_acl:
+            return 0 < self.size < 60  # the blocks of its attributes' inodes count as its own
         own = self.blocks - (self.fs.bs // 512 if self.file_acl else 0)
         return self.size < 60 and not self.flags & EXTENTS_FL and own <= 0 or (self.size < 60 and own <= 0)
 

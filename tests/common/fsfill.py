@@ -174,6 +174,13 @@ class Fill:
         folder = self.dir("bigxattrs/dir")
         self.setxattr(folder, "user.shared", same)
 
+    def linked_values(self):
+        """Symlinks whose attributes have inodes of their own: only their length tells where the target is."""
+        base = self.dir("linked")
+        for length in (1, 59, 60, 200):
+            os.symlink("t" * length, base + "/%d" % length)
+            self.setxattr(base + "/%d" % length, "trusted.long", b"%d in an inode " % length * 90)
+
     def inline(self):
         base = self.dir("inline")
         for size in list(range(0, 200, 7)) + [59, 60, 61, 155, 156, 157, 160, 161]:

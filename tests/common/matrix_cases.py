@@ -143,11 +143,14 @@ simple("subdirs-spread", 64, mk(1024, E142), {"parts": ["subdirs", "links", "spr
 case("optimised-dirs", ("mkfs", 64, mk(1024, E143)), ("fill", more(LIGHT, htree=6000, htree_name=120), ""),
      ("run", ["e2fsck", "-fyD", "{img}"]), quick=True)
 
+EA_LINKS = {"parts": ["linked_values", "links", "symlinks", "last_inodes", "last_blocks"], "max_inodes": 6000}
+
 # --- attributes, inline data, quota, flags ---------------------------------------
 simple("shared-xattr", 40, mk(1024, E142.replace(",extra_isize", ""), inode=128), first(LIGHT, "shared_xattr", shared_files=1200), quick=True)
 simple("shared-xattr-csum", 40, mk(4096, E143.replace(",extra_isize", ""), inode=128), first(LIGHT, "shared_xattr", shared_files=2200))
 simple("ea-inode", 48, mk(1024, E143 + ",ea_inode"), first(LIGHT, "big_xattrs"), quick=True)
 simple("ea-inode-late", 48, mk(4096, E147 + ",ea_inode"), more(LIGHT, "big_xattrs"))
+simple("ea-inode-symlinks", 30, mk(1024, E143.replace(",extra_isize", "") + ",ea_inode", inode=128), first(EA_LINKS, "big_xattrs"), quick=True)
 simple("inline-data", 48, mk(1024, E143 + ",inline_data"), first(LIGHT, "inline"), quick=True)
 simple("inline-data-late", 48, mk(4096, E147 + ",inline_data"), more(LIGHT, "inline"))
 simple("inline-ea-512", 48, mk(2048, E143 + ",inline_data,ea_inode", inode=512), more(LIGHT, "inline", "big_xattrs"))

@@ -37,6 +37,28 @@ fn partitions(disk: &Path) -> Vec<(u32, u64, u64)> {
 }
 
 #[test]
+fn what_has_nothing_to_grow_is_good_all_the_same() {
+    let scratch = Scratch::new("flash");
+    for make in ["mkfs.vfat", "mkswap"] {
+        let image = scratch.path("bare.img");
+        shell(&format!(
+            "rm -f {0}; truncate -s 8M {0}; {make} {0}",
+            text(&image)
+        ));
+        let card = used_card(&scratch, "card", 16 * MIB);
+        let (code, said) = json(&["flash", text(&image), text(&card), "--yes"]);
+        assert_eq!(code, 0, "{said:#}");
+        assert_eq!(said["cards"][0]["verified"], true, "{said:#}");
+        let note = said["cards"][0]["expansion"]["notes"][0].as_str().unwrap();
+        assert!(note.contains("nothing is expanded"), "{note}");
+        // Who asks for a size, or for nothing but that, is told that there is none.
+        let sized = ["flash", text(&image), text(&card), "--yes", "--expand"];
+        assert_eq!(json(&[&sized[..], &["12M"]].concat()).0, 3);
+        assert_eq!(json(&["expand", text(&card), "--yes"]).0, 3);
+    }
+}
+
+#[test]
 fn gpt_with_its_backup_at_the_true_end() {
     let scratch = Scratch::new("flash");
     let table = "label: gpt\\nstart=2048,size=16384,type=EBD0A0A2-B9E5-4433-87C0-68B6B72699C7,name=boot\\nstart=18432,name=root\\n";

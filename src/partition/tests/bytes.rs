@@ -51,6 +51,31 @@ fn differences(disk: &MemoryDisk, layout: &Layout) -> Vec<(u64, u64)> {
         .collect()
 }
 
+#[test]
+fn an_mbr_of_large_sectors_is_refused() {
+    let mbr = sector(&[(0, 0x0C, 16, 16), (0, 0x83, 32, 100)]);
+    let mut ext = [0; 512];
+    put(&mut ext, 4, &100_u32.to_le_bytes());
+    put(&mut ext, 56, &[0x53, 0xEF]);
+    // The superblock lies 1024 bytes into partition 2, in one unit, in the other, in both.
+    for (places, refused) in [
+        (&[32 + 2][..], false),
+        (&[32 * 8 + 2], true),
+        (&[32 + 2, 32 * 8 + 2], false),
+        (&[], false),
+    ] {
+        let mut filled = vec![(0, mbr)];
+        filled.extend(places.iter().map(|&lba| (lba, ext)));
+        match PartitionTable::read(&disk(1100, &filled)) {
+            Ok(table) => assert!(!refused && table.is_some(), "{places:?}"),
+            Err(error) => assert!(refused, "{places:?}: {error}"),
+        }
+        // Too short for the larger unit.
+        filled.retain(|&(lba, _)| lba < 1000);
+        assert!(PartitionTable::read(&disk(1050, &filled)).is_ok());
+    }
+}
+
 /// p1 at 100..200; extended p2 at 300..1000: p5 at 310..400; EBR 500, p6 at 510..600.
 fn logical() -> MemoryDisk {
     let mut mbr = sector(&[(0x80, 0x0C, 100, 100), (0, 0x05, 300, 700)]);
