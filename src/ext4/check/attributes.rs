@@ -17,7 +17,7 @@ const SIZE_MAX: u32 = 1 << 16;
 /// What a set of attributes says about its owner.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Summary {
-    /// Blocks and inodes that the owner is charged for ea_inodes.
+    /// Clusters and inodes that the owner is charged for ea_inodes.
     pub charge: u64,
     pub ea_inodes: u64,
     /// The encryption policy, if there is one.
@@ -194,7 +194,7 @@ impl Check<'_> {
         }
     }
 
-    /// Checks a reference to an ea_inode; returns the blocks that its owner is charged for.
+    /// Checks a reference to an ea_inode; returns the clusters that its owner is charged for.
     fn large_value(
         &mut self,
         owner: Owner,
@@ -230,7 +230,8 @@ impl Check<'_> {
                 );
                 self.attribute_damaged(owner, &text);
             }
-            return Ok(u64::from(size).div_ceil(self.fs.geometry.block_size));
+            let geometry = &self.fs.geometry;
+            return Ok(u64::from(size).div_ceil(geometry.block_size * geometry.cluster_ratio));
         }
         if !self.is_lustre_reference(owner, &inode) {
             let text = format!("the hash of an attribute in inode {number} does not match");
