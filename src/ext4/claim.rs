@@ -114,3 +114,6 @@ impl Claims<'_> {
         if is_free { Ok(()) } else { Err(ELSEWHERE) }
     }
 }
+
+#[cfg(test)]
+mod tests;
