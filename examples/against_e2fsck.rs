@@ -20,7 +20,7 @@ use pishrink::ext4::group_desc::GroupTable;
 use pishrink::ext4::inode::{INDEX_FL, INLINE_DATA_FL};
 use pishrink::ext4::map::MapKind;
 use pishrink::ext4::metadata::{InodeRecord, Metadata};
-use pishrink::ext4::superblock::{Super, Superblock};
+use pishrink::ext4::superblock::{RO_COMPAT_BIGALLOC, RO_COMPAT_SHARED_BLOCKS, Super, Superblock};
 use pishrink::ext4::xattr;
 use pishrink::io::{ReadAt, WriteAt};
 use pishrink::units::InodeNr;
@@ -76,6 +76,10 @@ struct Change {
 
 fn mutate(image: &Image, meta: &Metadata, dice: &mut Dice) -> Result<Option<Change>> {
     let mend = dice.roll(20) != 0;
+    let other_rules = RO_COMPAT_BIGALLOC | RO_COMPAT_SHARED_BLOCKS;
+    if meta.fs.superblock.has_ro_compat(other_rules) && dice.roll(3) == 0 {
+        return extent(image, meta, dice);
+    }
     match dice.roll(16) {
         0 => superblock(image, dice, mend).map(Some),
         1 => group(image, meta, dice, mend).map(Some),
@@ -108,7 +112,7 @@ fn group(image: &Image, meta: &Metadata, dice: &mut Dice, mend: bool) -> Result<
     let geometry = &meta.fs.geometry;
     let group = dice.roll(geometry.groups as usize);
     let size = geometry.desc_size as usize;
-    let start = geometry.offset(geometry.first_data_block + 1);
+    let start = geometry.offset(geometry.super_start(0) + 1);
     let len = (geometry.desc_blocks * geometry.block_size) as usize;
     let mut table = image.read_vec_at(start, len)?;
     let width = [1, 2, 4][dice.roll(3)];
@@ -173,6 +177,74 @@ impl Kind for InodeRecord {
     fn is_regular(&self) -> bool {
         self.mode & 0xF000 == 0x8000
     }
+}
+
+/// Damages one extent of a file, mostly so that it names blocks near it, or another file's.
+fn extent(image: &Image, meta: &Metadata, dice: &mut Dice) -> Result<Option<Change>> {
+    let extents = |record: &&InodeRecord| !meta.extents(record).is_empty();
+    let mapped = |record: &&InodeRecord| record.kind == MapKind::Extents && extents(record);
+    let files: Vec<_> = meta.inodes.iter().filter(mapped).collect();
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let record = files[dice.roll(files.len())];
+    let other = meta.extents(files[dice.roll(files.len())]);
+    let other = other[dice.roll(other.len())].start as u32;
+    let ratio = meta.fs.geometry.cluster_ratio as u32;
+    let leaves: Vec<_> = meta.nodes(record).iter().collect();
+    let leaves: Vec<_> = leaves.into_iter().filter(|node| node.level == 1).collect();
+    let mut inode = meta.read_inode(image, record.number)?;
+    let (offset, mut bytes, start) = if leaves.is_empty() {
+        (meta.inode_offset(record.number), inode.0.clone(), 0x28)
+    } else {
+        let offset = meta
+            .fs
+            .geometry
+            .offset(leaves[dice.roll(leaves.len())].block);
+        let size = meta.fs.geometry.block_size as usize;
+        (offset, image.read_vec_at(offset, size)?, 0)
+    };
+    let count = usize::from(u16::from_le_bytes([bytes[start + 2], bytes[start + 3]]));
+    let at = start + 12 * (1 + dice.roll(count));
+    let step = [1, 1, ratio, ratio - 1, ratio / 2, 2 * ratio][dice.roll(6)].max(1);
+    let twist = |dice: &mut Dice, old: u32| match dice.roll(2) {
+        0 => old.wrapping_add(step),
+        _ => old.wrapping_sub(step),
+    };
+    let read32 = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[at + byte]));
+    let (field, new) = match dice.roll(6) {
+        0 => (0, twist(dice, read32(at))),
+        1 => (4, twist(dice, read32(at + 4) & 0xFFFF)),
+        2 => (4, read32(at + 4) & 0xFFFF ^ 0x8000),
+        3 => (8, twist(dice, read32(at + 8))),
+        4 => (8, other),
+        _ => (8, other / ratio * ratio + read32(at) % ratio),
+    };
+    let width = if field == 4 { 2 } else { 4 };
+    bytes[at + field..at + field + width].copy_from_slice(&new.to_le_bytes()[..width]);
+    if leaves.is_empty() {
+        inode.0 = bytes;
+        inode.update_checksum(&meta.fs.checksums, record.number);
+        bytes = inode.0;
+    } else if meta.fs.checksums.enabled() {
+        let seed = meta
+            .fs
+            .checksums
+            .inode_seed(record.number, record.generation);
+        let max = usize::from(u16::from_le_bytes([bytes[4], bytes[5]]));
+        let tail = 12 * (max + 1);
+        let crc = crc32c(seed, &bytes[..tail]);
+        bytes[tail..tail + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+    let text = format!(
+        "extent of inode {} at {at} +{field} -> {new}",
+        record.number
+    );
+    Ok(Some(Change {
+        offset,
+        bytes,
+        text,
+    }))
 }
 
 fn node(image: &Image, meta: &Metadata, dice: &mut Dice, mend: bool) -> Result<Option<Change>> {
@@ -334,7 +406,7 @@ fn own_files(
             )
         }
         (_, Some(resize)) => {
-            let first = geometry.first_data_block + 1 + geometry.desc_blocks;
+            let first = geometry.super_start(0) + 1 + geometry.desc_blocks;
             let reserved = geometry.reserved_gdt_blocks as usize;
             if dice.roll(2) == 0 || reserved == 0 {
                 (resize.double_indirect, "resize list")

@@ -149,10 +149,41 @@ impl Bitmap {
         })
     }
 
-    /// Copies the bits of `range` into `bytes` (bit 0 of byte 0 first), which is long enough.
-    pub fn export(&self, range: Range<u64>, bytes: &mut [u8]) {
-        for run in self.runs(range.clone(), true) {
-            set_bits(bytes, run.start - range.start..run.end - range.start);
+    /// Lists the runs of clusters of `ratio` bits in which any bit is set, counted from `range`'s
+    /// start on, which is a cluster's.
+    pub fn cluster_runs(
+        &self,
+        range: Range<u64>,
+        ratio: u64,
+    ) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut runs = self.runs(range.clone(), true).peekable();
+        let clusters = move |run: Range<u64>| {
+            (run.start - range.start) / ratio..(run.end - range.start).div_ceil(ratio)
+        };
+        std::iter::from_fn(move || {
+            let mut found = clusters(runs.next()?);
+            while let Some(next) = runs.next_if(|next| clusters((*next).clone()).start <= found.end)
+            {
+                found.end = clusters(next).end;
+            }
+            Some(found)
+        })
+    }
+
+    /// Returns in how many clusters of `ratio` bits any bit is set; `range` begins with one.
+    pub fn count_clusters(&self, range: Range<u64>, ratio: u64) -> u64 {
+        if ratio == 1 {
+            return self.count(range);
+        }
+        let runs = self.cluster_runs(range, ratio);
+        runs.map(|run| run.end - run.start).sum()
+    }
+
+    /// Copies `range` into `bytes`, which is long enough, bit 0 of byte 0 first: a bit for each
+    /// cluster of `ratio` bits, set where any of them is.
+    pub fn export(&self, range: Range<u64>, ratio: u64, bytes: &mut [u8]) {
+        for run in self.cluster_runs(range, ratio) {
+            set_bits(bytes, run);
         }
     }
 }
@@ -222,9 +253,25 @@ mod tests {
         let free: Vec<_> = bitmap.runs(1..140, false).collect();
         assert_eq!(free, [1..3, 64..65, 130..140]);
         let mut bytes = [0; 8];
-        bitmap.export(62..126, &mut bytes);
+        bitmap.export(62..126, 1, &mut bytes);
         assert_eq!(bytes, [0xFB, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]);
         assert!(bit(&bytes, 0) && !bit(&bytes, 2) && !bit(&bytes, 64));
+    }
+
+    #[test]
+    fn a_cluster_is_set_where_any_bit_is() {
+        let mut bitmap = Bitmap::new(100);
+        for run in [3..5, 7..8, 16..17, 31..32, 40..64, 99..100] {
+            bitmap.set_range(run);
+        }
+        let runs: Vec<_> = bitmap.cluster_runs(0..100, 8).collect();
+        assert_eq!(runs, [0..1, 2..4, 5..8, 12..13]);
+        assert_eq!(bitmap.count_clusters(0..100, 8), 7);
+        assert_eq!(bitmap.count_clusters(16..48, 16), 2);
+        let mut bytes = [0; 3];
+        bitmap.export(16..100, 4, &mut bytes);
+        assert_eq!(bytes, [0b1100_1001, 0b1111, 0b1_0000]);
+        assert_eq!(bitmap.count_clusters(0..100, 1), bitmap.count(0..100));
     }
 
     #[test]

@@ -527,7 +527,7 @@ mod tests {
             let slot = geometry.offset(table.groups[0].inode_table()) + geometry.inode_size;
             let slot = disk.read_vec_at(slot, geometry.inode_size as usize);
             let root = Inode(slot.unwrap());
-            let map = read_map(&fs, &disk, InodeNr(2), &root, &mut |_, _| true).unwrap();
+            let map = read_map(&fs, &disk, InodeNr(2), &root, &mut |_, _| Ok(())).unwrap();
             let blocks = blocks(&fs, &disk, &map.extents, true).unwrap();
             let mut counts = [0; 3];
             let mut names = 0;

@@ -37,7 +37,7 @@ use super::inode_table::{cover_inode, is_covered, read_inode, read_slot};
 use super::map::Extent;
 use super::orphan::{QuotaDelta, delete_inode, orphan_links};
 use super::raw::le32;
-use super::superblock::{INCOMPAT_FILETYPE, Super};
+use super::superblock::{INCOMPAT_FILETYPE, RO_COMPAT_SHARED_BLOCKS, Super};
 use crate::error::{Error, Result};
 use crate::io::{Overlay, RangeSet, ReadAt};
 use crate::units::InodeNr;
@@ -80,6 +80,9 @@ pub fn replay(fs: &Super, device: &dyn ReadAt, commits: &FastCommits) -> Result<
     if commits.count > 0 {
         if fs.geometry.cluster_ratio != 1 {
             return Err(refused("clusters (feature bigalloc)"));
+        }
+        if fs.superblock.has_ro_compat(RO_COMPAT_SHARED_BLOCKS) {
+            return Err(refused("shared_blocks"));
         }
         work.orphans = orphan_links(fs, device)?;
         for tag in commits.tags() {

@@ -2,6 +2,9 @@
 //!
 //! Specification: the kernel's Documentation/filesystems/ext4/blockgroup.rst.
 
+use std::ops::Range;
+
+use super::group_desc::GroupDesc;
 use super::superblock::{
     COMPAT_RESIZE_INODE, COMPAT_SPARSE_SUPER2, INCOMPAT_64BIT, INCOMPAT_META_BG,
     RO_COMPAT_BIGALLOC, RO_COMPAT_SPARSE_SUPER, Superblock,
@@ -11,6 +14,11 @@ use crate::units::{BlockNr, GroupNr, InodeNr};
 
 /// The largest descriptor that the kernel takes, in bytes.
 const MAX_DESC_SIZE: u64 = 1024;
+
+/// The largest `s_log_cluster_size`: clusters of 512 MiB.
+const MAX_LOG_CLUSTER_SIZE: u32 = 19;
+/// The most clusters in a group, which are counted with 16 bits.
+const MAX_CLUSTERS_PER_GROUP: u64 = (1 << 16) - 8;
 
 /// The numbers of a filesystem's shape, checked against each other and the device's size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +73,7 @@ impl Geometry {
         let cluster_log = superblock.s_log_cluster_size();
         let cluster_ratio = if bigalloc {
             match cluster_log.checked_sub(superblock.s_log_block_size()) {
-                Some(shift @ 0..=20) => 1u64 << shift,
+                Some(shift) if cluster_log <= MAX_LOG_CLUSTER_SIZE => 1u64 << shift,
                 _ => return bad(format!("s_log_cluster_size is {cluster_log}")),
             }
         } else {
@@ -76,7 +84,7 @@ impl Geometry {
             return bad(format!("s_first_data_block is {first_data_block}"));
         }
         let blocks_per_group = u64::from(superblock.s_blocks_per_group());
-        let per_group_max = 8 * block_size * cluster_ratio;
+        let per_group_max = (8 * block_size).min(MAX_CLUSTERS_PER_GROUP) * cluster_ratio;
         if blocks_per_group < 256.min(per_group_max)
             || blocks_per_group > per_group_max
             || !blocks_per_group.is_multiple_of(8 * cluster_ratio)
@@ -175,6 +183,51 @@ impl Geometry {
                 .has_incompat(INCOMPAT_META_BG)
                 .then(|| u64::from(superblock.s_first_meta_bg())),
         })
+    }
+
+    /// Returns the numbers of the clusters that a range of blocks touches: without bigalloc the blocks
+    /// themselves.
+    pub fn clusters(&self, blocks: &Range<BlockNr>) -> Range<u64> {
+        blocks.start / self.cluster_ratio..blocks.end.div_ceil(self.cluster_ratio)
+    }
+
+    /// Returns the blocks of a range of clusters, cut at the filesystem's end.
+    pub fn blocks_of(&self, clusters: &Range<u64>) -> Range<BlockNr> {
+        let end = (clusters.end * self.cluster_ratio).min(self.blocks_count);
+        clusters.start * self.cluster_ratio..end
+    }
+
+    /// Returns how many clusters a group has; the last one of a filesystem may be cut off.
+    pub fn group_clusters(&self, group: GroupNr) -> u64 {
+        let blocks = self.group_end(group) - self.group_start(group);
+        blocks.div_ceil(self.cluster_ratio)
+    }
+
+    /// Returns how many clusters of the group's own area hold its own metadata, whose descriptor is
+    /// `desc`.
+    pub fn own_clusters(&self, group: GroupNr, desc: &GroupDesc) -> u64 {
+        let start = self.group_start(group);
+        let own = start..self.group_end(group);
+        let first = self.super_start(group);
+        let supers = match first + self.super_blocks(group) {
+            end if end > first => start..end,
+            _ => start..start,
+        };
+        let parts = desc.parts(self.itable_blocks);
+        let parts = parts.map(|(block, count)| block..block.saturating_add(count));
+        let mut clusters: Vec<Range<u64>> = std::iter::once(supers)
+            .chain(parts)
+            .map(|part| part.start.max(own.start)..part.end.min(own.end))
+            .filter(|part| part.start < part.end)
+            .map(|part| self.clusters(&part))
+            .collect();
+        clusters.sort_unstable_by_key(|part| part.start);
+        let (mut count, mut end) = (0, 0);
+        for part in clusters {
+            count += part.end.saturating_sub(part.start.max(end));
+            end = end.max(part.end);
+        }
+        count
     }
 
     /// Returns the first block of a group.
@@ -284,7 +337,7 @@ impl Geometry {
     }
 
     /// Returns the byte range of `count` blocks.
-    pub fn bytes(&self, block: BlockNr, count: u64) -> std::ops::Range<u64> {
+    pub fn bytes(&self, block: BlockNr, count: u64) -> Range<u64> {
         self.offset(block)..self.offset(block + count)
     }
 }

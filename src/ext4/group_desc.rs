@@ -81,6 +81,15 @@ impl GroupDesc {
         Self(raw)
     }
 
+    /// Returns the group's block bitmap, inode bitmap and inode table, as (first block, length).
+    pub fn parts(&self, itable_blocks: u64) -> [(BlockNr, u64); 3] {
+        [
+            (self.block_bitmap(), 1),
+            (self.inode_bitmap(), 1),
+            (self.inode_table(), itable_blocks),
+        ]
+    }
+
     pub fn has_flag(&self, flag: u16) -> bool {
         self.bg_flags() & flag != 0
     }

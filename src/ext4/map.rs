@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::ops::Range;
 
 use super::checksum::crc32c;
+use super::claim::{ELSEWHERE, Piece, Taken};
 use super::inode::{EXTENTS_FL, Inode};
 use super::raw::{join, le16, le32, put16, put32};
 use super::superblock::Super;
@@ -144,8 +145,8 @@ impl From<Error> for MapError {
     }
 }
 
-/// Claims a run of blocks for the inode being read; returns false if any of them is taken.
-pub type Claim<'a> = &'a mut dyn FnMut(BlockNr, u64) -> bool;
+/// Claims a run of blocks for the inode being read, unless any of them is taken.
+pub type Claim<'a> = &'a mut dyn FnMut(Range<BlockNr>, Piece) -> Result<(), Taken>;
 
 /// Reads the block map of an inode whose `i_block` holds one.
 ///
@@ -211,11 +212,12 @@ pub fn read_map_alone<T: AsRef<[u8]>>(
     inode: &Inode<T>,
 ) -> Result<BlockMap, MapError> {
     let mut taken = RangeSet::new();
-    let mut claim = |block: BlockNr, count: u64| {
-        let range = block..block + count;
-        let is_new = !taken.intersects(range.clone());
-        taken.insert(range);
-        is_new
+    let mut claim = |blocks: Range<BlockNr>, _| {
+        if taken.intersects(blocks.clone()) {
+            return Err(ELSEWHERE);
+        }
+        taken.insert(blocks);
+        Ok(())
     };
     read_map(fs, device, number, inode, &mut claim)
 }
@@ -236,7 +238,7 @@ fn broken<T>(text: String) -> Result<T, MapError> {
 }
 
 impl Reader<'_> {
-    fn claim(&mut self, block: BlockNr, count: u64) -> Result<(), MapError> {
+    fn claim(&mut self, block: BlockNr, count: u64, piece: Piece) -> Result<(), MapError> {
         let geometry = &self.fs.geometry;
         let end = block.checked_add(count);
         if block <= geometry.first_data_block || end.is_none_or(|end| end > geometry.blocks_count) {
@@ -244,16 +246,13 @@ impl Reader<'_> {
                 "block {block} (and {count} in all) outside the filesystem"
             ));
         }
-        if !(self.claim)(block, count) {
-            return broken(format!(
-                "block {block} (or one of {count} from it) is in use elsewhere"
-            ));
-        }
-        Ok(())
+        (self.claim)(block..block + count, piece).or_else(|Taken(text)| {
+            broken(format!("block {block} (or one of {count} from it) {text}"))
+        })
     }
 
     fn read_node(&mut self, block: BlockNr) -> Result<Vec<u8>, MapError> {
-        self.claim(block, 1)?;
+        self.claim(block, 1, Piece::Node)?;
         let geometry = &self.fs.geometry;
         let len = geometry.block_size as usize;
         Ok(self.device.read_vec_at(geometry.offset(block), len)?)
@@ -350,8 +349,9 @@ impl Reader<'_> {
         if len == 0 || end > limit || end > u64::from(u32::MAX) {
             return broken(format!("extent of {len} blocks at logical block {logical}"));
         }
-        self.claim(start, u64::from(len))?;
-        self.push_extent(Extent::new(logical as u32, start, len, unwritten))?;
+        let logical = logical as u32;
+        self.claim(start, u64::from(len), Piece::Data { logical, unwritten })?;
+        self.push_extent(Extent::new(logical, start, len, unwritten))?;
         Ok(end)
     }
 
@@ -395,7 +395,11 @@ impl Reader<'_> {
         };
         let block = u64::from(block);
         if level == 0 {
-            self.claim(block, 1)?;
+            let piece = Piece::Data {
+                logical: logical_32,
+                unwritten: false,
+            };
+            self.claim(block, 1, piece)?;
             return self.push_block(logical_32, block);
         }
         let node = self.read_node(block)?;
@@ -424,6 +428,21 @@ impl Reader<'_> {
         }
         self.push_extent(Extent::new(logical, block, 1, false))
     }
+}
+
+/// Counts the clusters of `ratio` blocks that the extents of one file take; neighbours may meet in one.
+pub fn count_clusters(extents: &[Extent], ratio: u64) -> u64 {
+    if ratio == 1 {
+        return extents.iter().map(|extent| u64::from(extent.len())).sum();
+    }
+    let mut count = 0;
+    let mut last = None;
+    for extent in extents {
+        let (first, end) = (extent.start / ratio, extent.end().div_ceil(ratio));
+        count += end - first - u64::from(last == Some(first));
+        last = Some(end - 1);
+    }
+    count
 }
 
 /// Joins neighbours that go on both within the file and on disk, as far as the format's lengths allow.
@@ -644,7 +663,7 @@ mod tests {
                 extents: vec![before],
                 nodes: Vec::new(),
             };
-            let mut claim = |_, _| true;
+            let mut claim = |_, _| Ok(());
             let number = InodeNr(12);
             let read = add_map(&fs, &disk, number, &inode, &mut claim, &mut map, most);
             match read {

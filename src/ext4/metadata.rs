@@ -11,14 +11,15 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::bitmap::Bitmap;
+use super::claim::{Claims, Owned};
 use super::findings::Findings;
 use super::group_desc::{BLOCK_UNINIT, GroupTable, INODE_UNINIT};
-use super::inode::{BAD_INO, EXTENTS_FL, Inode, RESIZE_INO, ROOT_INO, S_IFDIR, S_IFMT};
+use super::inode::{BAD_INO, EXTENTS_FL, Inode, RESIZE_INO, ROOT_INO, S_IFDIR, S_IFMT, S_IFREG};
 use super::map::{BlockMap, Extent, MapError, MapKind, Node, add_map};
 use super::raw::le32;
 use super::superblock::{
     COMPAT_HAS_JOURNAL, COMPAT_RESIZE_INODE, INCOMPAT_EXTENTS, INCOMPAT_FLEX_BG, INCOMPAT_MMP,
-    OS_HURD, Super,
+    OS_HURD, RO_COMPAT_SHARED_BLOCKS, Super,
 };
 use crate::error::{Error, Result};
 use crate::io::ReadAt;
@@ -74,6 +75,8 @@ pub struct Metadata {
     maps: BlockMap,
     /// Every block that somebody owns.
     pub used: Bitmap,
+    /// Those of them that may have several owners; `None` without shared_blocks.
+    shareable: Option<Bitmap>,
     live: Bitmap,
     /// xattr blocks and how many inodes share each.
     pub xattr_blocks: BTreeMap<BlockNr, u32>,
@@ -97,8 +100,10 @@ impl Metadata {
                 "group {group}: the descriptor's checksum does not match"
             ));
         }
+        let shares = fs.superblock.has_ro_compat(RO_COMPAT_SHARED_BLOCKS);
         let mut metadata = Self {
             used: Bitmap::new(fs.geometry.blocks_count),
+            shareable: shares.then(|| Bitmap::new(fs.geometry.blocks_count)),
             live: Bitmap::new(u64::from(fs.geometry.inodes_count())),
             fs,
             table,
@@ -116,6 +121,7 @@ impl Metadata {
         if findings.is_sound() {
             metadata.compare_bitmaps(device, findings)?;
         }
+        metadata.shareable = None;
         Ok(metadata)
     }
 
@@ -185,9 +191,9 @@ impl Metadata {
         let geometry = &self.fs.geometry;
         let flex = self.fs.superblock.has_incompat(INCOMPAT_FLEX_BG);
         let used = &mut self.used;
-        used.set_range(0..geometry.first_data_block);
+        used.set_range(0..geometry.super_start(0));
         for group in 0..geometry.groups {
-            let start = geometry.group_start(group);
+            let start = geometry.super_start(group);
             let supers = geometry.super_blocks(group);
             if start + supers > geometry.group_end(group) {
                 findings.damaged(format!("group {group}: no room for its own descriptors"));
@@ -338,9 +344,18 @@ impl Metadata {
             } else {
                 MapKind::Indirect
             };
-            let used = &mut self.used;
-            let mut claim = |block: BlockNr, count: u64| used.set_range(block..block + count) == 0;
+            let may_share = record.mode & S_IFMT == S_IFREG && !self.is_internal(number);
             let (fs, maps) = (&self.fs, &mut self.maps);
+            let mut claims = Claims {
+                owned: Owned {
+                    geometry: &fs.geometry,
+                    used: &mut self.used,
+                    shareable: self.shareable.as_mut(),
+                },
+                may_share,
+                last: None,
+            };
+            let mut claim = |blocks: Range<BlockNr>, piece| claims.take(blocks, piece);
             // OK: MAX_EXTENTS bounds both.
             let (extents, nodes) = (maps.extents.len() as u32, maps.nodes.len() as u32);
             match add_map(fs, device, number, inode, &mut claim, maps, MAX_EXTENTS) {
@@ -377,7 +392,7 @@ impl Metadata {
                 "inode {}: its xattr block {block} is outside the filesystem",
                 inode.number
             ));
-        } else if self.used.set_range(block..block + 1) != 0 {
+        } else if !self.take_alone(block) {
             findings.damaged(format!(
                 "inode {}: its xattr block {block} is in use elsewhere",
                 inode.number
@@ -385,6 +400,16 @@ impl Metadata {
         } else {
             self.xattr_blocks.insert(block, 1);
         }
+    }
+
+    /// Marks a block that has its cluster for itself; false if somebody has it.
+    fn take_alone(&mut self, block: BlockNr) -> bool {
+        let mut owned = Owned {
+            geometry: &self.fs.geometry,
+            used: &mut self.used,
+            shareable: None,
+        };
+        owned.take_alone(block..block + 1)
     }
 
     /// The reserved descriptor blocks themselves belong to the groups; only the double-indirect
@@ -400,7 +425,7 @@ impl Metadata {
         let others = (0..15).any(|slot| slot != DOUBLE && le32(i_block, 4 * slot) != 0);
         let geometry = &self.fs.geometry;
         let inside = block > geometry.first_data_block && block < geometry.blocks_count;
-        if others || !inside || self.used.set_range(block..block + 1) != 0 {
+        if others || !inside || !self.take_alone(block) {
             findings.damaged(format!(
                 "the resize inode (7): its block {block} is out of place"
             ));
@@ -414,26 +439,28 @@ impl Metadata {
     /// Counts where the bitmaps and counts on disk differ from what the inodes say.
     fn compare_bitmaps(&self, device: &dyn ReadAt, findings: &mut Findings) -> Result<()> {
         let geometry = &self.fs.geometry;
+        let ratio = geometry.cluster_ratio;
         let live = self.live_inodes();
         let (mut leaked, mut missing, mut inode_bits, mut counts) = (0u64, 0u64, 0u64, 0u64);
         let (mut free_blocks, mut free_inodes) = (0u64, 0u64);
         for group in 0..geometry.groups {
             let desc = &self.table.groups[group as usize];
             let blocks = geometry.group_start(group)..geometry.group_end(group);
+            let clusters = geometry.group_clusters(group);
+            let used = self.used.count_clusters(blocks.clone(), ratio);
             let size = geometry.block_size as usize;
             let mut expected = vec![0; size];
             if !self.block_uninit(group) {
                 let actual = device.read_vec_at(geometry.offset(desc.block_bitmap()), size)?;
-                self.used.export(blocks.clone(), &mut expected);
-                let (more, less) = differences(&actual, &expected, blocks.end - blocks.start);
+                self.used.export(blocks, ratio, &mut expected);
+                let (more, less) = differences(&actual, &expected, clusters);
                 leaked += more;
                 missing += less;
             } else {
-                let metadata = self.group_metadata_blocks(group);
-                missing += self.used.count(blocks.clone()).saturating_sub(metadata);
+                missing += used.saturating_sub(geometry.own_clusters(group, desc));
             }
-            let free = blocks.end - blocks.start - self.used.count(blocks.clone());
-            free_blocks += free;
+            let free = clusters - used;
+            free_blocks += free * ratio;
             let (first, per_group) = (group * geometry.inodes_per_group, geometry.inodes_per_group);
             let range = u64::from(first)..u64::from(first) + u64::from(per_group);
             let used_inodes = live.count(range.clone());
@@ -442,7 +469,7 @@ impl Metadata {
             if !uninit {
                 let actual = device.read_vec_at(geometry.offset(desc.inode_bitmap()), size)?;
                 expected.fill(0);
-                live.export(range, &mut expected);
+                live.export(range, 1, &mut expected);
                 let (more, less) = differences(&actual, &expected, u64::from(per_group));
                 inode_bits += more + less;
             }
@@ -452,13 +479,14 @@ impl Metadata {
                 counts += 1;
             }
         }
+        let what = if ratio == 1 { "blocks" } else { "clusters" };
         if leaked > 0 {
             findings.repaired(format!(
-                "{leaked} blocks were marked as used but belong to nothing"
+                "{leaked} {what} were marked as used but belong to nothing"
             ));
         }
         if missing > 0 {
-            findings.repaired(format!("{missing} blocks of files were marked as free"));
+            findings.repaired(format!("{missing} {what} of files were marked as free"));
         }
         if inode_bits > 0 {
             findings.repaired(format!("{inode_bits} inodes were marked wrongly"));
@@ -473,6 +501,11 @@ impl Metadata {
         Ok(())
     }
 
+    /// Is it one of the filesystem's own files?
+    fn is_internal(&self, number: InodeNr) -> bool {
+        !self.counts_for_quota(number) || number.0 == self.fs.superblock.s_journal_inum()
+    }
+
     /// Does the inode count for the usage in the quota files? The filesystem's own do not.
     pub fn counts_for_quota(&self, number: InodeNr) -> bool {
         let superblock = &self.fs.superblock;
@@ -483,22 +516,6 @@ impl Metadata {
             superblock.s_orphan_file_inum(),
         ];
         number == ROOT_INO || (number.0 >= superblock.first_ino() && !own.contains(&number.0))
-    }
-
-    /// Returns how many blocks of the group's own area hold any group's metadata.
-    pub fn group_metadata_blocks(&self, group: GroupNr) -> u64 {
-        let geometry = &self.fs.geometry;
-        let own = geometry.group_start(group)..geometry.group_end(group);
-        let mut blocks = geometry.super_blocks(group);
-        let desc = &self.table.groups[group as usize];
-        for (start, count) in [
-            (desc.block_bitmap(), 1),
-            (desc.inode_bitmap(), 1),
-            (desc.inode_table(), geometry.itable_blocks),
-        ] {
-            blocks += overlap(&own, start..start + count);
-        }
-        blocks
     }
 
     /// Returns a bitmap with the bit `number - 1` for each inode that is in use or reserved.
@@ -522,10 +539,6 @@ fn differences(one: &[u8], other: &[u8], bits: u64) -> (u64, u64) {
         only_other += u64::from((other & !one & mask).count_ones());
     }
     (only_one, only_other)
-}
-
-fn overlap(a: &Range<u64>, b: Range<u64>) -> u64 {
-    a.end.min(b.end).saturating_sub(a.start.max(b.start))
 }
 
 #[cfg(test)]

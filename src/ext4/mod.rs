@@ -3,6 +3,7 @@
 pub mod bitmap;
 pub mod check;
 pub mod checksum;
+pub mod claim;
 pub mod dir;
 pub mod emit;
 pub mod fast_commit;
@@ -518,10 +519,16 @@ fn blank_bytes(fs: &Super, table: &GroupTable, view: &dyn ReadAt) -> Result<Vec<
     Ok(blank)
 }
 
-/// Must the bitmaps alone be trusted, because the ownership of blocks follows other rules?
+/// Must the bitmaps alone be trusted, because nobody knows what a feature does to the ownership of
+/// blocks? e2fsck does not look at such a filesystem.
 fn needs_bitmaps(superblock: &Superblock) -> bool {
-    // These change where descriptors lie or where the journal is, but not who owns what.
-    let understood = ["external journal", "sparse_super2", "meta_bg"];
+    let understood = [
+        "external journal",
+        "sparse_super2",
+        "meta_bg",
+        "bigalloc",
+        "shared_blocks",
+    ];
     superblock
         .features_in_the_way()
         .iter()

@@ -17,7 +17,8 @@ use super::inode::{EA_INODE_FL, EXTENTS_FL, I_BLOCK_SIZE, Inode, S_IFDIR, S_IFLN
 use super::inode_table::{Slot, read_inode};
 use super::map::{EXTENT_MAGIC, build_tree};
 use super::superblock::{
-    RO_COMPAT_ORPHAN_PRESENT, STATE_ERRORS, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super,
+    RO_COMPAT_ORPHAN_PRESENT, RO_COMPAT_SHARED_BLOCKS, STATE_ERRORS, SUPERBLOCK_OFFSET,
+    SUPERBLOCK_SIZE, Super,
 };
 use crate::error::{Error, Result};
 use crate::io::{Overlay, ReadAt};
@@ -58,7 +59,8 @@ pub struct QuotaDelta {
 ///
 /// # Errors
 /// `Unsound` for a list that loops or leads astray, for damage in what has to be edited, and for
-/// any orphans on a filesystem that is marked as having errors; what the device fails with.
+/// any orphans on a filesystem that is marked as having errors; `Unsupported` for orphans together
+/// with shared_blocks; what the device fails with.
 pub fn finish_orphans(fs: &Super, device: &dyn ReadAt, now: u32) -> Result<Orphans> {
     let mut work = Work::new(fs, device, now);
     let mut file = list::orphan_file(fs, device)?;
@@ -71,6 +73,12 @@ pub fn finish_orphans(fs: &Super, device: &dyn ReadAt, now: u32) -> Result<Orpha
     if any && fs.superblock.s_state() & STATE_ERRORS != 0 {
         return Err(Error::unsound(
             "ext4: the filesystem is marked as having errors, so its orphans cannot be trusted",
+        ));
+    }
+    if any && fs.superblock.has_ro_compat(RO_COMPAT_SHARED_BLOCKS) {
+        // The rest of a last block may be another file's.
+        return Err(Error::unsupported(
+            "ext4: orphans together with shared_blocks",
         ));
     }
     let mut seen = HashSet::new();

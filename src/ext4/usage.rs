@@ -1,4 +1,5 @@
-//! Used blocks by the bitmaps alone, for filesystems with features that the resizer does not know.
+//! Used blocks by the bitmaps alone, for filesystems whose other metadata cannot be read, or that
+//! have features that nobody knows, e2fsck neither.
 //!
 //! Such a filesystem keeps its size and every block that its bitmaps mark; nothing is rewritten.
 
@@ -9,7 +10,6 @@ use super::findings::Findings;
 use super::group_desc::{BLOCK_UNINIT, GroupDesc, GroupTable, INODE_UNINIT};
 use super::inode::Inode;
 use super::map::{MapError, read_map_alone};
-use super::plan::parts;
 use super::superblock::{SUPERBLOCK_OFFSET, Super};
 use crate::error::{Error, Result};
 use crate::io::{RangeSet, ReadAt};
@@ -43,7 +43,7 @@ pub fn used_bytes(
         let supers = geometry.super_blocks(group).min(end.saturating_sub(first));
         used.insert(geometry.bytes(first, supers));
         let desc = &table.groups[group as usize];
-        for (block, count) in parts(desc, geometry.itable_blocks) {
+        for (block, count) in desc.parts(geometry.itable_blocks) {
             let fits = block > geometry.first_data_block
                 && block
                     .checked_add(count)
@@ -214,12 +214,12 @@ mod tests {
             ("metadata_csum,bigalloc", "bitmap's checksum does not match"),
         ] {
             let disk = MemoryDisk::from(mke2fs(8 << 20, &["-O", features]));
-            assert!(Ext4::open(&disk).is_ok());
+            assert!(Ext4::open_by_bitmaps(&disk).is_ok());
             let fs = Super::read(&disk).unwrap().unwrap();
             let table = GroupTable::read(&fs, &disk).unwrap();
             let bitmap = fs.geometry.offset(table.groups[0].inode_bitmap());
             disk.write_all_at(bitmap, &[!(1 << 3)]).unwrap();
-            let error = Ext4::open(&disk).unwrap_err().one_line();
+            let error = Ext4::open_by_bitmaps(&disk).unwrap_err().one_line();
             assert!(error.contains(text), "{error}");
         }
     }
@@ -233,7 +233,7 @@ mod tests {
         let last = table.groups.last().unwrap();
         let bitmap = fs.geometry.offset(last.block_bitmap());
         disk.write_all_at(bitmap + 16, &[0x55; 512]).unwrap();
-        let error = Ext4::open(&disk).unwrap_err();
+        let error = Ext4::open_by_bitmaps(&disk).unwrap_err();
         assert_eq!(error.kind(), crate::error::ErrorKind::Unsupported);
         assert!(error.one_line().contains("more than 500 pieces"), "{error}");
     }

@@ -9,6 +9,7 @@ A case is a list of steps that scripts/make-matrix runs in order:
     ("online", MiB)                 extends it and lets the kernel grow it mounted (offline, and told so, where
                                     CAP_SYS_RESOURCE is missing)
     ("projects",)                   gives some files project ids, with debugfs
+    ("share", path, path, ...)      gives the other files the first one's blocks, with debugfs, and switches shared_blocks on
     ("garbage",)                    fills the image with random bytes first
 `keep` names a feature that must be kept at full size (used blocks only), `kernel` is False where
 the kernel at hand cannot mount it, `quick` puts it into the subset of --quick, `extra` is a list
@@ -383,6 +384,14 @@ simple("bigalloc-4k", 160, ["-t", "ext4", "-b", "4096", "-C", "65536", "-O", E14
 simple("bigalloc-old", 90, ["-t", "ext4", "-b", "1024", "-C", "4096", "-O", E142 + ",bigalloc"], KEPT, keep="bigalloc")
 simple("bigalloc-no-journal", kib(70001), ["-t", "ext4", "-b", "1024", "-C", "8192", "-O", E143 + ",bigalloc,^has_journal"], KEPT, keep="bigalloc")
 simple("bigalloc-noflex", 90, ["-t", "ext4", "-b", "2048", "-C", "8192", "-O", E143 + ",bigalloc,^flex_bg"], KEPT, keep="bigalloc")
+simple("bigalloc-32", kib(120003), ["-t", "ext4", "-b", "2048", "-C", "65536", "-O", E147 + ",bigalloc,inline_data,ea_inode", "-g", "1024", "-N", "3000"],
+       dict(KEPT, parts=["inline", "big_xattrs"] + KEPT["parts"]), keep="bigalloc")
+simple("bigalloc-meta-bg", 90, ["-t", "ext4", "-b", "1024", "-C", "2048", "-O", E143 + ",bigalloc,meta_bg,^resize_inode", "-g", "2048"], KEPT, keep="bigalloc")
+case("bigalloc-quota", ("mkfs", 60, ["-t", "ext4", "-b", "1024", "-C", "8192", "-O", E143 + ",bigalloc"]), ("fill", KEPT, ""),
+     ("run", ["tune2fs", "-Q", "usrquota,grpquota", "{img}"]), *[("run?", ["e2fsck", "-fy", "{img}"])] * 2, keep="bigalloc")
+SHARE = [("share",) + tuple("/sub/file-%03d-%s" % (i, "n" * (i % 120)) for i in (360, 240, 120, 359, 358)), ("run?", ["e2fsck", "-fy", "{img}"])]
+case("shared-blocks", ("mkfs", 24, mk(1024, E143 + ",^has_journal", "-d", "{tree}")), *SHARE, kernel=False, keep="shared_blocks", quick=True)
+case("shared-blocks-4k", ("mkfs", 40, mk(4096, EXT4 + ",^has_journal", "-d", "{tree}")), *SHARE, kernel=False, keep="shared_blocks")
 simple("meta-bg-plain", 90, mk(1024, EXT4 + ",meta_bg,^resize_inode,^flex_bg"), KEPT, keep="meta_bg")
 simple("meta-bg-many", 60, mk(1024, E147 + ",meta_bg,^resize_inode", "-g", "512"), KEPT, keep="meta_bg")
 for count in (0, 1, 2):

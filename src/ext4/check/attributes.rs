@@ -1,6 +1,6 @@
 //! Extended attributes: in blocks and in slots, and the inodes that hold large values.
 
-use super::super::inode::{EA_INODE_FL, Inode};
+use super::super::inode::{EA_INODE_FL, INLINE_DATA_FL, Inode};
 use super::super::raw::le16;
 use super::super::superblock::{COMPAT_EXT_ATTR, INCOMPAT_EA_INODE};
 use super::super::xattr::{self, Area, BadXattr, Value, Xattr};
@@ -17,7 +17,7 @@ const SIZE_MAX: u32 = 1 << 16;
 /// What a set of attributes says about its owner.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Summary {
-    /// Blocks and inodes that the owner is charged for ea_inodes.
+    /// Clusters and inodes that the owner is charged for ea_inodes.
     pub charge: u64,
     pub ea_inodes: u64,
     /// The encryption policy, if there is one.
@@ -142,10 +142,21 @@ impl Check<'_> {
             // Even where there is no value; in a slot only those look who look for inline data.
             let looked_at = match owner {
                 Owner::Block(_) => true,
-                Owner::Slot { inline, .. } => inline && matches!(xattr.value, Value::Here(_)),
+                Owner::Slot { inline, .. } => inline,
             };
-            if looked_at && area.base + usize::from(le16(bytes, xattr.offset + 2)) > bytes.len() {
-                self.attribute_damaged(owner, "an attribute's value goes past the end");
+            let e_value_offs = usize::from(le16(bytes, xattr.offset + 2));
+            let (fits, text) = match xattr.value {
+                Value::Here(_) => (
+                    area.base + e_value_offs <= bytes.len(),
+                    "an attribute's value goes past the end",
+                ),
+                Value::Inode { .. } => (
+                    e_value_offs == 0,
+                    "an attribute's value is in an inode, and yet here",
+                ),
+            };
+            if looked_at && !fits {
+                self.attribute_damaged(owner, text);
             }
         }
         taken.push(end..end + 4);
@@ -194,7 +205,7 @@ impl Check<'_> {
         }
     }
 
-    /// Checks a reference to an ea_inode; returns the blocks that its owner is charged for.
+    /// Checks a reference to an ea_inode; returns the clusters that its owner is charged for.
     fn large_value(
         &mut self,
         owner: Owner,
@@ -214,7 +225,10 @@ impl Check<'_> {
             self.attribute_damaged(owner, &text);
             return Ok(0);
         };
-        if record.flags & EA_INODE_FL == 0 || number.0 < self.fs.superblock.first_ino() {
+        if record.flags & EA_INODE_FL == 0
+            || record.flags & INLINE_DATA_FL != 0
+            || number.0 < self.fs.superblock.first_ino()
+        {
             let text = format!("an attribute's value is in inode {number}, which holds none");
             self.attribute_damaged(owner, &text);
             return Ok(0);
@@ -222,15 +236,16 @@ impl Check<'_> {
         let inode = self.meta.read_inode(self.view, number)?;
         let hash = xattr::ea_inode_hash(&inode);
         let hashes = xattr::entry_hashes(xattr.name, std::iter::once(hash));
+        if record.size != u64::from(size) || size > SIZE_MAX {
+            let text = format!(
+                "an attribute of {size} bytes is in inode {number} of {} bytes",
+                record.size
+            );
+            self.attribute_damaged(owner, &text);
+        }
         if hashes.contains(&xattr.e_hash) {
-            if record.size != u64::from(size) {
-                let text = format!(
-                    "an attribute of {size} bytes is in inode {number} of {} bytes",
-                    record.size
-                );
-                self.attribute_damaged(owner, &text);
-            }
-            return Ok(u64::from(size).div_ceil(self.fs.geometry.block_size));
+            let geometry = &self.fs.geometry;
+            return Ok(u64::from(size).div_ceil(geometry.block_size * geometry.cluster_ratio));
         }
         if !self.is_lustre_reference(owner, &inode) {
             let text = format!("the hash of an attribute in inode {number} does not match");

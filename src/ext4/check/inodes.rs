@@ -6,7 +6,7 @@ use super::super::inode::{
     INLINE_DATA_FL, Inode, JOURNAL_INO, RESIZE_INO, ROOT_INO, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
     S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, VERITY_FL,
 };
-use super::super::map::{EXTENT_MAGIC, MapKind};
+use super::super::map::{EXTENT_MAGIC, MapKind, count_clusters};
 use super::super::metadata::InodeRecord;
 use super::super::raw::{le16, le32};
 use super::super::superblock::{
@@ -236,6 +236,14 @@ impl Check<'_> {
                 "has the index flag, but is no directory or the feature is missing",
             ),
             (
+                // A symlink's one block is never written again.
+                self.fs.geometry.cluster_ratio > 1
+                    && record.mode & S_IFMT != S_IFLNK
+                    && record.kind == MapKind::Indirect
+                    && !self.meta.extents(record).is_empty(),
+                "has pointers to blocks where blocks come in clusters",
+            ),
+            (
                 has(INDEX_FL) && has(INLINE_DATA_FL),
                 "has both an index and inline data",
             ),
@@ -445,23 +453,20 @@ impl Check<'_> {
     }
 
     fn block_count(&mut self, record: &InodeRecord, inode: &Inode<&[u8]>, charge: u64) {
-        let geometry = &self.fs.geometry;
-        if geometry.cluster_ratio != 1 || self.fs.superblock.s_creator_os() == OS_HURD {
+        if self.fs.superblock.s_creator_os() == OS_HURD {
             return;
         }
-        let data: u64 = self
-            .meta
-            .extents(record)
-            .iter()
-            .map(|extent| u64::from(extent.len()))
-            .sum();
+        let geometry = &self.fs.geometry;
+        let ratio = geometry.cluster_ratio;
+        let data = count_clusters(self.meta.extents(record), ratio);
         let nodes = self.meta.nodes(record).len() as u64;
         let xattr = if record.file_acl == 0 {
             0
         } else {
             1 + self.shared_charge(record).0
         };
-        let expected = (data + nodes + xattr + charge) * (geometry.block_size / 512);
+        let clusters = data + nodes + xattr + charge;
+        let expected = clusters * ratio * (geometry.block_size / 512);
         let huge = record.flags & HUGE_FILE_FL != 0
             && self.fs.superblock.has_ro_compat(RO_COMPAT_HUGE_FILE);
         if record.blocks_512 != expected || huge && inode.i_blocks_high() != 0 {
@@ -472,7 +477,7 @@ impl Check<'_> {
         }
     }
 
-    /// Returns blocks and inodes that it is charged for the large values of its xattr block.
+    /// Returns clusters and inodes that it is charged for the large values of its xattr block.
     fn shared_charge(&self, record: &InodeRecord) -> (u64, u64) {
         self.ea_charges
             .get(&record.file_acl)

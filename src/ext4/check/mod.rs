@@ -78,7 +78,7 @@ struct Check<'a> {
     indexes: Vec<(u32, index::Index)>,
     /// How many attributes refer to each ea_inode.
     ea_references: BTreeMap<InodeNr, u64>,
-    /// Blocks and inodes that sharers of an xattr block are charged for its ea_inodes, if any.
+    /// Clusters and inodes that sharers of an xattr block are charged for its ea_inodes, if any.
     ea_charges: BTreeMap<BlockNr, (u64, u64)>,
     usages: quota::Usages,
     /// The encryption policies that were met, those in xattr blocks, and those of encrypted inodes by

@@ -1,6 +1,9 @@
 //! The filesystem's own files: resize inode, journal, orphan file.
 
+use std::ops::Range;
+
 use super::super::checksum::crc32c;
+use super::super::claim::ELSEWHERE;
 use super::super::inode::{
     BAD_INO, CASEFOLD_FL, EA_INODE_FL, ENCRYPT_FL, EXTENTS_FL, INDEX_FL, INLINE_DATA_FL, Inode,
     RESIZE_INO, S_IFMT, S_IFREG,
@@ -142,10 +145,11 @@ impl Check<'_> {
             .take(per_block as usize)
             .collect();
         let lists = read(double_indirect)?;
-        let first = geometry.first_data_block + 1 + geometry.desc_blocks;
+        let first = geometry.super_start(0) + 1 + geometry.desc_blocks;
         let reserved = geometry.reserved_gdt_blocks;
         let pointers = 1 + reserved * (1 + backups.len() as u64);
-        let mut stale = inode.blocks_512(self.fs) != pointers * (block_size / 512);
+        let counted = pointers * geometry.cluster_ratio * (block_size / 512);
+        let mut stale = inode.blocks_512(self.fs) != counted;
         let mut last = 0;
         for slot in 0..per_block {
             // How far behind the first one the reserved block lies that belongs into this slot.
@@ -189,13 +193,17 @@ impl Check<'_> {
         if inode.i_block().iter().all(|&byte| byte == 0) {
             return Ok(());
         }
+        let geometry = &self.fs.geometry;
         let mut claimed = RangeSet::new();
-        let mut claim = |block: BlockNr, count: u64| {
-            let range = block..block + count;
-            let free =
-                self.meta.used.count(range.clone()) == 0 && !claimed.intersects(range.clone());
-            claimed.insert(range);
-            free
+        let mut claim = |blocks: Range<BlockNr>, _| {
+            let clusters = geometry.clusters(&blocks);
+            if self.meta.used.count(geometry.blocks_of(&clusters)) != 0
+                || claimed.intersects(clusters.clone())
+            {
+                return Err(ELSEWHERE);
+            }
+            claimed.insert(clusters);
+            Ok(())
         };
         match read_map(self.fs, self.view, BAD_INO, inode, &mut claim) {
             Ok(_) => {}

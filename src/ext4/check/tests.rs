@@ -383,6 +383,28 @@ fn attributes_beside_inline_data() {
     assert!(findings(&image).damage()[0].contains("past the end"));
 }
 
+/// e2fsck finds no inline data beside an attribute in an inode that has a place here as well.
+#[test]
+fn large_values_beside_inline_data() {
+    let scratch = Scratch::new("large-beside-inline");
+    let features = "inline_data,ea_inode,^metadata_csum";
+    let image = make(&scratch.0, &["-t", "ext4", "-I", "256", "-O", features]);
+    let value = scratch.0.join("value");
+    std::fs::write(&value, vec![9; 5000]).unwrap();
+    let command = format!("ea_set -f {} /dir/other user.large", value.display());
+    debugfs(&image, &[&command]);
+    assert!(run("e2fsck", &["-fy", image.to_str().unwrap()]) <= Some(1));
+    assert_eq!(findings(&image).damage(), &[] as &[String]);
+    let mut bytes = std::fs::read(&image).unwrap();
+    let name = bytes.windows(5).rposition(|name| name == b"large");
+    // Of the entry before the name: e_value_offs.
+    let at = name.unwrap() - 16 + 2;
+    bytes[at] = 8;
+    std::fs::write(&image, bytes).unwrap();
+    assert_ne!(run("e2fsck", &["-fn", image.to_str().unwrap()]), Some(0));
+    assert!(findings(&image).damage()[0].contains("and yet here"));
+}
+
 #[test]
 fn large_values_need_their_feature() {
     let scratch = Scratch::new("no-ea-inode");

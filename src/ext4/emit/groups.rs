@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::{Emitter, Form};
 use crate::ext4::bitmap::set_bits;
 use crate::ext4::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
-use crate::ext4::plan::parts;
 use crate::ext4::superblock::{INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, Superblock};
 use crate::units::{BlockNr, GroupNr};
 
@@ -18,14 +17,16 @@ impl Emitter<'_> {
         for group in 0..geometry.groups {
             let blocks = geometry.group_start(group)..geometry.group_end(group);
             let desc = self.groups[group as usize].clone();
-            let [(block_place, _), (inode_place, _), _] = parts(&desc, geometry.itable_blocks);
+            let [(block_place, _), (inode_place, _), _] = desc.parts(geometry.itable_blocks);
             if desc.has_flag(BLOCK_UNINIT) {
                 self.unstored.insert(block_place..block_place + 1);
                 self.zero_unless_in_place(block_place);
             } else {
                 let mut bitmap = vec![0; size];
-                self.plan.used.export(blocks.clone(), &mut bitmap);
-                set_bits(&mut bitmap, blocks.end - blocks.start..8 * size as u64);
+                let ratio = geometry.cluster_ratio;
+                self.plan.used.export(blocks, ratio, &mut bitmap);
+                let clusters = geometry.group_clusters(group);
+                set_bits(&mut bitmap, clusters..8 * size as u64);
                 if checksums.enabled() {
                     let counted = (geometry.blocks_per_group / geometry.cluster_ratio / 8) as usize;
                     self.groups[group as usize]
@@ -40,7 +41,9 @@ impl Emitter<'_> {
                 let per_group = u64::from(geometry.inodes_per_group);
                 let first = u64::from(group) * per_group;
                 let mut bitmap = vec![0; size];
-                self.plan.live.export(first..first + per_group, &mut bitmap);
+                self.plan
+                    .live
+                    .export(first..first + per_group, 1, &mut bitmap);
                 set_bits(&mut bitmap, per_group..8 * size as u64);
                 if checksums.enabled() {
                     let counted = (per_group / 8) as usize;

@@ -153,7 +153,8 @@ impl Emitter<'_> {
 
     /// `i_blocks` changes only by the number of tree nodes.
     fn new_blocks_512(&self, record: &InodeRecord, nodes: usize) -> u64 {
-        let per_block = self.plan.geometry.block_size / 512;
+        let geometry = &self.plan.geometry;
+        let per_block = geometry.cluster_ratio * (geometry.block_size / 512);
         let old = self.metadata.nodes(record).len() as u64;
         (record.blocks_512 + nodes as u64 * per_block).saturating_sub(old * per_block)
     }

@@ -112,7 +112,7 @@ impl Emitter<'_> {
         };
         let geometry = &self.plan.geometry;
         let slots = geometry.block_size / 4;
-        let first = geometry.first_data_block + 1 + geometry.desc_blocks;
+        let first = geometry.super_start(0) + 1 + geometry.desc_blocks;
         let backups: Vec<GroupNr> = (1..geometry.groups)
             .filter(|&group| geometry.has_backup(group))
             .take(slots as usize)
@@ -132,7 +132,7 @@ impl Emitter<'_> {
         }
         let place = self.plan.blocks.of(inode.double_indirect);
         let blocks = 1 + geometry.reserved_gdt_blocks * (1 + backups.len() as u64);
-        let blocks_512 = blocks * (geometry.block_size / 512);
+        let blocks_512 = blocks * geometry.cluster_ratio * (geometry.block_size / 512);
         let new_fs = self.new_fs.clone();
         let slot = self.slot(RESIZE_INO)?;
         put32(slot.i_block_mut(), 4 * 13, place as u32);

@@ -12,7 +12,6 @@ use crate::ext4::group_desc::{BLOCK_UNINIT, GroupTable};
 use crate::ext4::inode::{EXTENTS_FL, INDEX_FL, ROOT_INO};
 use crate::ext4::map::Extent;
 use crate::ext4::orphan::QuotaDelta;
-use crate::ext4::plan::parts;
 use crate::ext4::plan::relocate::FreeSpace;
 use crate::ext4::superblock::{RO_COMPAT_DIR_NLINK, Super};
 use crate::io::ReadAt;
@@ -64,7 +63,7 @@ impl Work<'_> {
             let first = geometry.super_start(group);
             used.set_range(first..first.saturating_add(geometry.super_blocks(group)));
             let desc = &table.groups[group as usize];
-            for (block, count) in parts(desc, geometry.itable_blocks) {
+            for (block, count) in desc.parts(geometry.itable_blocks) {
                 used.set_range(block..block.saturating_add(count));
             }
             if self.fs.superblock.has_group_checksums() && desc.has_flag(BLOCK_UNINIT) {

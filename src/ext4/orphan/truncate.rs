@@ -1,12 +1,16 @@
 //! Cutting a file to its size: the blocks behind it, the rest of its last block, its map.
 
+use std::ops::Range;
+
 use super::{MAX_BYTES, Work, too_many};
 use crate::error::{Error, Result};
 use crate::ext4::bitmap::Bitmap;
+use crate::ext4::claim::ELSEWHERE;
 use crate::ext4::inode::{ENCRYPT_FL, EXTENTS_FL, I_BLOCK_SIZE, INLINE_DATA_FL, S_IFREG};
 use crate::ext4::inode_table::Slot;
 use crate::ext4::map::{
-    BlockMap, Extent, Node, build_pointers, build_tree, join_extents, read_map, tree_shape,
+    BlockMap, Extent, Node, build_pointers, build_tree, count_clusters, join_extents, read_map,
+    tree_shape,
 };
 use crate::ext4::raw::{le16, le32, put32};
 use crate::units::BlockNr;
@@ -88,7 +92,10 @@ impl Work<'_> {
         }
         let view = self.orphans.overlay.over(self.device);
         let walked = &mut self.walked;
-        let mut claim = |block: BlockNr, count: u64| walked.set_range(block..block + count) == 0;
+        let mut claim = |blocks: Range<BlockNr>, _| match walked.set_range(blocks) {
+            0 => Ok(()),
+            _ => Err(ELSEWHERE),
+        };
         read_map(self.fs, &view, slot.number, &slot.inode, &mut claim)
             .map_err(|error| error.of(format_args!("inode {}", slot.number)))
     }
@@ -117,18 +124,10 @@ impl Work<'_> {
     /// Counts what a map takes, in units of 512 bytes: whole clusters, also for parts of them.
     fn sectors(&self, extents: &[Extent], nodes: &[Node]) -> u64 {
         let geometry = &self.fs.geometry;
-        let cluster = geometry.cluster_ratio;
-        let mut clusters = nodes.len() as u64;
-        let mut last = None;
-        for extent in extents {
-            let first = extent.start / cluster;
-            let end = (extent.end() - 1) / cluster + 1;
-            let is_shared = last == Some(first);
-            clusters += end - first - u64::from(is_shared);
-            last = Some(end - 1);
-        }
+        let ratio = geometry.cluster_ratio;
+        let clusters = count_clusters(extents, ratio) + nodes.len() as u64;
         // OK: at most the number of blocks on the device, in sectors.
-        clusters * cluster * (geometry.block_size / 512)
+        clusters * ratio * (geometry.block_size / 512)
     }
 }
 

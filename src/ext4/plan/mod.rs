@@ -257,12 +257,3 @@ fn check_size(metadata: &Metadata, blocks: BlockNr) -> Result<Geometry, NoFit> {
     }
     Ok(geometry)
 }
-
-/// A group's block bitmap, inode bitmap and inode table, as (first block, length).
-pub fn parts(desc: &GroupDesc, itable_blocks: u64) -> [(BlockNr, u64); 3] {
-    [
-        (desc.block_bitmap(), 1),
-        (desc.inode_bitmap(), 1),
-        (desc.inode_table(), itable_blocks),
-    ]
-}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::relocate::Relocation;
-use super::{Files, NoFit, ResizePlan, parts};
+use super::{Files, NoFit, ResizePlan};
 use crate::ext4::bitmap::Bitmap;
 use crate::ext4::geometry::Geometry;
 use crate::ext4::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
@@ -57,12 +57,12 @@ impl<'a> Planner<'a> {
         let kept = self.new.groups.min(self.old.groups);
         self.groups = self.metadata.table.groups[..kept as usize].to_vec();
         for desc in &self.metadata.table.groups[kept as usize..] {
-            for (block, count) in parts(desc, self.old.itable_blocks) {
+            for (block, count) in desc.parts(self.old.itable_blocks) {
                 self.used.clear_range(block..block + count);
             }
         }
         for group in 0..self.new.groups {
-            let start = self.new.group_start(group);
+            let start = self.new.super_start(group);
             let new_len = self.new.super_blocks(group);
             let old_len = if group < kept {
                 self.old.super_blocks(group)
@@ -93,7 +93,8 @@ impl<'a> Planner<'a> {
         // First give up every place that is lost, then look for others.
         let mut lost = Vec::new();
         for group in 0..kept {
-            for (which, (block, count)) in parts(&self.groups[group as usize], itable)
+            for (which, (block, count)) in self.groups[group as usize]
+                .parts(itable)
                 .into_iter()
                 .enumerate()
             {
@@ -170,15 +171,16 @@ impl<'a> Planner<'a> {
         let (mut free_blocks, mut free_inodes) = (0, 0);
         for group in 0..self.new.groups {
             let blocks = self.new.group_start(group)..self.new.group_end(group);
-            let used = self.used.count(blocks.clone());
+            let used = self.used.count_clusters(blocks, self.new.cluster_ratio);
+            let free = self.new.group_clusters(group) - used;
             let inodes = u64::from(group) * per_group..u64::from(group + 1) * per_group;
             let live = self.live.count(inodes.clone());
             let unused = self.unused_slots(inodes);
-            let own = self.own_metadata(group);
+            let own = self.new.own_clusters(group, &self.groups[group as usize]);
             let is_new = group >= self.old.groups;
             let is_last = group + 1 == self.new.groups;
             let desc = &mut self.groups[group as usize];
-            desc.set_free_blocks((blocks.end - blocks.start - used) as u32);
+            desc.set_free_blocks(free as u32);
             desc.set_free_inodes((per_group - live) as u32);
             desc.set_used_dirs(dirs[group as usize]);
             if checksums {
@@ -197,7 +199,7 @@ impl<'a> Planner<'a> {
                 desc.set_bg_flags(0);
                 desc.set_itable_unused(0);
             }
-            free_blocks += blocks.end - blocks.start - used;
+            free_blocks += free * self.new.cluster_ratio;
             free_inodes += per_group - live;
         }
         ResizePlan {
@@ -229,20 +231,6 @@ impl<'a> Planner<'a> {
         let last = self.live.runs(inodes.clone(), true).last();
         // OK: not more than the inodes of a group.
         last.map_or(inodes.end - inodes.start, |run| inodes.end - run.end) as u32
-    }
-
-    /// Blocks of the group's own area that hold its own metadata.
-    fn own_metadata(&self, group: GroupNr) -> u64 {
-        let own = self.new.group_start(group)..self.new.group_end(group);
-        let inside: u64 = parts(&self.groups[group as usize], self.new.itable_blocks)
-            .into_iter()
-            .map(|(block, count)| {
-                (block + count)
-                    .min(own.end)
-                    .saturating_sub(block.max(own.start))
-            })
-            .sum();
-        inside + self.new.super_blocks(group)
     }
 }
 
