@@ -231,6 +231,11 @@ impl Ext4 {
         self.fs.geometry.blocks_count * self.fs.geometry.block_size
     }
 
+    /// Returns the length of a whole block group in bytes.
+    pub fn group_bytes(&self) -> u64 {
+        self.fs.geometry.blocks_per_group * self.fs.geometry.block_size
+    }
+
     /// Returns the bytes in use.
     pub fn used_bytes(&self) -> u64 {
         match &self.contents {

@@ -229,8 +229,9 @@ impl ExpandPlan {
                 self.summary.new_filesystem = Some(growth.new_len);
                 let steps = growth.steps.rebase(range.start, disk.len());
                 self.steps.append(steps);
+                self.note_rest(range.len() - growth.new_len, &ext);
             }
-            Ok(_) => {}
+            Ok(_) => self.note_rest(range.len() - old, &ext),
             Err(error) if error.kind() == ErrorKind::Unsupported => self.note_unknown(&error),
             Err(error) => return Err(error),
         }
@@ -244,6 +245,16 @@ impl ExpandPlan {
             None => format!("the filesystem does not grow: {}", error.one_line()),
         };
         self.summary.notes.push(note);
+    }
+
+    /// Says so if a whole group and more stays outside of the filesystem.
+    fn note_rest(&mut self, rest: u64, ext: &Ext4) {
+        if rest > ext.group_bytes() {
+            self.summary.notes.push(format!(
+                "{} stays unused: the filesystem's descriptors or numbers reach no further",
+                human_bytes(rest)
+            ));
+        }
     }
 
     /// Returns what would change.

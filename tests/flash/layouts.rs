@@ -214,6 +214,25 @@ fn a_size_and_a_filesystem_without_a_table() {
 }
 
 #[test]
+fn what_a_filesystem_does_not_reach_is_told() {
+    let scratch = Scratch::new("flash");
+    let card = scratch.path("small-groups.img");
+    // Its descriptors must fit into a group of 256 KiB.
+    shell(&format!(
+        "truncate -s 8M {0}
+         mke2fs -qF -t ext4 -b 1024 -g 256 -N 512 -O ^resize_inode,^flex_bg {0} 2>/dev/null
+         truncate -s 3G {0}",
+        text(&card)
+    ));
+    let (code, said) = json(&["expand", text(&card)]);
+    assert_eq!(code, 0, "{said:#}");
+    assert!(ext_len(&card, 0) < 3 << 30);
+    let note = said["expansion"]["notes"][0].as_str().unwrap();
+    assert!(note.contains("stays unused"), "{note}");
+    assert_clean(&card, 0);
+}
+
+#[test]
 fn a_damaged_filesystem_is_flashed_but_not_expanded() {
     let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");

@@ -278,6 +278,27 @@ fn quota_usage() {
     );
 }
 
+/// e2fsck leaves symlinks with inline targets out when it writes quota files.
+#[test]
+fn quota_with_inline_symlinks() {
+    let scratch = Scratch::new("quota-inline");
+    let options = ["-t", "ext4", "-O", "quota,inline_data", "-I", "256"];
+    let image = make(&scratch.0, &options);
+    let text = image.to_str().unwrap();
+    let links = |sound: bool| {
+        assert_eq!(run("e2fsck", &["-fn", text]) == Some(0), sound);
+        findings(&image).is_sound()
+    };
+    let target = "t".repeat(80);
+    debugfs(&image, &[&format!("symlink /linked {target}")]);
+    // The file counts neither the link nor, so far, anything else that is wrong.
+    assert!(links(true));
+    debugfs(&image, &["write /etc/hostname more"]);
+    assert!(!links(false));
+    assert_eq!(run("e2fsck", &["-fy", text]), Some(1));
+    assert!(links(true));
+}
+
 /// An id that comes twice, once with another usage: whichever is read last, one of them is wrong.
 #[test]
 fn quota_of_the_same_id_twice() {
