@@ -455,10 +455,15 @@ const HARMLESS: &[&str] = &[
     "group is marked BLOCK_UNINIT",
     "WARNING: Filesystem still has errors",
     "differences: ",
-    // More of the line before.
-    " +(",
-    " -(",
 ];
+
+/// Is it more of a line about differences between bitmaps?
+fn is_more_differences(line: &str) -> bool {
+    line.starts_with(' ')
+        && line
+            .split_whitespace()
+            .all(|word| word.starts_with(['+', '-']))
+}
 
 enum Verdict {
     Sound,
@@ -479,6 +484,7 @@ fn e2fsck(path: &str) -> Verdict {
     let mut lines: Vec<String> = text
         .lines()
         .filter(|line| !line.trim().is_empty() && !HARMLESS.iter().any(|h| line.contains(h)))
+        .filter(|line| !is_more_differences(line))
         .filter(|line| !(line.contains(" files (") && line.contains(" blocks")))
         .filter(|line| !matches!(line.trim(), "IGNORED." | "Fix? no"))
         .map(String::from)

@@ -27,6 +27,7 @@ const PACKED: &[&[u8]] = &[
     include_bytes!("../../testdata/fuzz/bases/inside.img.zst"),
     include_bytes!("../../testdata/fuzz/bases/quota.img.zst"),
     include_bytes!("../../testdata/fuzz/bases/pages.img.zst"),
+    include_bytes!("../../testdata/fuzz/bases/clusters.img.zst"),
 ];
 
 /// What lies at a place, as far as its checksum needs to be known.
@@ -133,7 +134,7 @@ fn add_groups(metadata: &Metadata, places: &mut Vec<Place<What>>) {
         let bits = [
             (
                 desc.block_bitmap(),
-                geometry.blocks_per_group,
+                geometry.blocks_per_group / geometry.cluster_ratio,
                 What::BlockBitmap(group),
             ),
             (

@@ -501,6 +501,16 @@ impl Metadata {
         Ok(())
     }
 
+    /// Returns how many blocks are in free clusters, the last of which may be cut off.
+    pub fn free_blocks(&self) -> u64 {
+        let geometry = &self.fs.geometry;
+        let blocks = geometry.first_data_block..geometry.blocks_count;
+        let clusters = geometry.clusters(&blocks);
+        let ratio = geometry.cluster_ratio;
+        let used = self.used.count_clusters(blocks, ratio);
+        (clusters.end - clusters.start - used) * ratio
+    }
+
     /// Is it one of the filesystem's own files?
     fn is_internal(&self, number: InodeNr) -> bool {
         !self.counts_for_quota(number) || number.0 == self.fs.superblock.s_journal_inum()

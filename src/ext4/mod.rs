@@ -237,10 +237,12 @@ impl Ext4 {
     }
 
     /// Returns the bytes in use.
+    /// Returns the bytes in use, whole clusters with bigalloc.
     pub fn used_bytes(&self) -> u64 {
         match &self.contents {
             Contents::Known(metadata) => {
-                metadata.used.count(0..metadata.used.len()) * self.fs.geometry.block_size
+                let free = metadata.free_blocks() * self.fs.geometry.block_size;
+                self.total_bytes().saturating_sub(free)
             }
             Contents::Bitmaps { used, .. } => used.total(),
         }

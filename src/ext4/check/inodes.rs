@@ -403,11 +403,18 @@ impl Check<'_> {
 
     /// `i_size` against the last block; symlinks are judged by their targets.
     fn sizes(&mut self, record: &InodeRecord) {
-        if record.mode & S_IFMT == S_IFLNK || record.flags & INLINE_DATA_FL != 0 {
-            return;
-        }
         let superblock = &self.fs.superblock;
         let block_size = self.fs.geometry.block_size;
+        if record.mode & S_IFMT == S_IFLNK {
+            return;
+        }
+        if record.flags & INLINE_DATA_FL != 0 {
+            if record.size > largest_with_pointers(block_size) {
+                let text = format!("has {} bytes, and all within itself", record.size);
+                self.inode_damaged(record.number, text);
+            }
+            return;
+        }
         let extents = self.meta.extents(record);
         let size = record.size;
         let blocks = extents.last().map_or(0, |last| last.logical_end());

@@ -369,6 +369,18 @@ fn attributes() {
     );
 }
 
+#[test]
+fn sizes_of_inline_data() {
+    judge(
+        "inline-size",
+        &["-t", "ext4", "-I", "256", "-O", "inline_data"],
+        &[(
+            &["sif /dir/other size 562640715777"],
+            "has 562640715777 bytes, and all within itself",
+        )],
+    );
+}
+
 /// e2fsck finds no inline data behind an attribute that lies outside, even an empty one.
 #[test]
 fn attributes_beside_inline_data() {

@@ -105,6 +105,20 @@ impl Image {
         let captured = Self(Scratch::file(&bytes));
         let (code, text) = captured.0.ask("e2fsck", &["-fn"]);
         assert_eq!(code, 0, "{text}");
+        // Of this one count e2fsck says nothing.
+        let disk = MemoryDisk::from(bytes);
+        let fs = Super::read(&disk).unwrap().unwrap();
+        let groups = GroupTable::read(&fs, &disk).unwrap().groups;
+        let free: u64 = groups
+            .iter()
+            .map(|desc| u64::from(desc.free_blocks()))
+            .sum();
+        let free = free * fs.geometry.cluster_ratio;
+        assert_eq!(fs.superblock.free_blocks_count(), free);
+        assert_eq!(
+            opened.total_bytes() - opened.used_bytes(),
+            free * BLOCK as u64
+        );
         (opened, captured, image.stored)
     }
 }
