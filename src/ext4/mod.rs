@@ -142,17 +142,11 @@ impl Ext4 {
     }
 
     fn open_trusting(device: &dyn ReadAt, bitmaps: fn(&Superblock) -> bool) -> Result<Self> {
-        let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
-        let unknown = fs.superblock.unknown_incompat();
-        if !unknown.is_empty() {
-            return Err(Error::unsupported(format!(
-                "ext4 with unknown features: {}",
-                unknown.join(", ")
-            )));
-        }
-        let found = fs;
+        let found = known_super(device)?;
         let replay = journal::replay(&found, device)?;
         let replayed = replay.overlay;
+        // The log may hold another superblock, with other features.
+        let by_bitmaps = bitmaps(&known_super(&replayed.over(device))?.superblock);
         let mut finished = Overlay::new(device.len());
         let mut recovery = Recovery {
             journal_was_dirty: replay.needed,
@@ -163,15 +157,15 @@ impl Ext4 {
         };
         let mut findings = Findings::default();
         let mut quota_deltas = replay.quota_deltas;
-        if recovery.fast_commits > 0 && bitmaps(&found.superblock) {
+        if recovery.fast_commits > 0 && by_bitmaps {
             return Err(Error::unsupported(
                 "ext4: fast commits are not in the bitmaps, which are all that can be read",
             )
             .with_hint(journal::HINT));
         }
-        if !bitmaps(&found.superblock) {
+        if !by_bitmaps {
             let view = replayed.over(device);
-            let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
+            let fs = known_super(&view)?;
             let orphans = orphan::finish_orphans(&fs, &view, 0)?;
             recovery.orphans_deleted = orphans.deleted;
             recovery.orphans_truncated = orphans.truncated;
@@ -180,8 +174,8 @@ impl Ext4 {
         }
         let mut overlay = replayed.then(&finished);
         let view = overlay.over(device);
-        let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
-        let contents = if bitmaps(&fs.superblock) {
+        let fs = known_super(&view)?;
+        let contents = if by_bitmaps {
             let table = GroupTable::read(&fs, &view)?;
             let used = usage::used_bytes(&fs, &table, &view, &mut findings)?;
             let blank = if findings.is_sound() {
@@ -468,6 +462,19 @@ impl Ext4 {
             names.join(", ")
         )))
     }
+}
+
+/// Reads the superblock of a filesystem whose INCOMPAT features are all known.
+fn known_super(device: &dyn ReadAt) -> Result<Super> {
+    let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
+    let unknown = fs.superblock.unknown_incompat();
+    if unknown.is_empty() {
+        return Ok(fs);
+    }
+    Err(Error::unsupported(format!(
+        "ext4 with unknown features: {}",
+        unknown.join(", ")
+    )))
 }
 
 /// Puts `overlay`, which makes of the filesystem on `device` what `plan` says, into steps.
