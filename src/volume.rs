@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::owner::Owner;
 use crate::ext4::superblock::{
     COMPAT_HAS_JOURNAL, INCOMPAT_64BIT, INCOMPAT_EXTENTS, INCOMPAT_FLEX_BG, INCOMPAT_JOURNAL_DEV,
-    RO_COMPAT_HUGE_FILE, RO_COMPAT_METADATA_CSUM, Superblock,
+    RO_COMPAT_HUGE_FILE, RO_COMPAT_METADATA_CSUM, STATE_ERRORS, STATE_VALID, Superblock,
 };
 use crate::ext4::{self, Ext4, Recovery};
 use crate::fat::Fat;
@@ -338,10 +338,20 @@ fn sized_content(
         ..
     } = ext.recovery;
     let new_total = image.overlay.len();
+    let state = ext.superblock().s_state();
+    let mut notes = Vec::new();
+    if state & STATE_ERRORS != 0 {
+        let note = "the kernel has marked it as having errors; none is there now";
+        notes.push(note.into());
+    }
     let facts = Facts {
         used: ext.used_bytes(),
         total: ext.total_bytes(),
-        clean: !journal_was_dirty && orphans_deleted == 0 && orphans_truncated == 0,
+        clean: state & STATE_VALID != 0
+            && !journal_was_dirty
+            && orphans_deleted == 0
+            && orphans_truncated == 0,
+        notes,
         ext: Some(ExtFacts {
             features: superblock.feature_names(),
             block_size: image.block_size,

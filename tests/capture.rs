@@ -384,6 +384,25 @@ fn a_full_disk_is_seen_before_the_work_or_leaves_nothing() {
 }
 
 #[test]
+fn inspect_tells_how_a_filesystem_was_left() {
+    let scratch = Scratch::new("left");
+    let card = scratch.path("card.img");
+    let make = format!("truncate -s 4M {0}; mke2fs -qF {0}", card.display());
+    run("sh", ["-c", &make]);
+    for (state, tells) in [
+        (1, " used, clean"),
+        (0, " used, not cleanly unmounted"),
+        (3, "marked it as having errors"),
+    ] {
+        let request = format!("ssv state {state}");
+        run("debugfs", ["-w", "-R", &request, card.to_str().unwrap()]);
+        let done = pishrink().arg("inspect").arg(&card).output().unwrap();
+        let text = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success() && text.contains(tells), "{text}");
+    }
+}
+
+#[test]
 fn inspect_tells_what_is_there() {
     let scratch = Scratch::new("inspect");
     let card = cards::mbr(&scratch);

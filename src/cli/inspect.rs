@@ -113,7 +113,8 @@ fn partition(text: &mut String, part: &PartitionSummary) {
         (true, true) => String::new(),
         (true, false) => ", clean".into(),
         (false, true) => ", NOT SOUND".into(),
-        (false, false) => format!(", needs recovery{}", pending(facts)),
+        (false, false) if recovers(facts) => format!(", needs recovery{}", pending(facts)),
+        (false, false) => ", not cleanly unmounted".into(),
     };
     let _ = writeln!(
         text,
@@ -133,6 +134,14 @@ fn partition(text: &mut String, part: &PartitionSummary) {
     if let Some(ext) = &facts.ext {
         let _ = writeln!(text, "     {}", ext.features.join(" "));
     }
+}
+
+/// Is there something to replay or to finish, and not only a mark?
+fn recovers(facts: &Facts) -> bool {
+    facts.ext.as_ref().is_some_and(|ext| {
+        ext.orphans_deleted + ext.orphans_truncated > 0
+            || ext.features.iter().any(|name| name == "needs_recovery")
+    })
 }
 
 /// What waits in the journal.
