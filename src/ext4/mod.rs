@@ -129,7 +129,7 @@ impl Ext4 {
     /// `Unsound` with the first findings in its text; `Unsupported` for an unknown INCOMPAT
     /// feature or a journal that cannot be replayed here; what the device fails with.
     pub fn open(device: &dyn ReadAt) -> Result<Self> {
-        Self::open_trusting(device, needs_bitmaps)
+        Self::open_trusting(device, true)
     }
 
     /// Recovers the filesystem (in memory) but for its orphans, and takes from it only what the
@@ -138,11 +138,22 @@ impl Ext4 {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_by_bitmaps(device: &dyn ReadAt) -> Result<Self> {
-        Self::open_trusting(device, |_| true)
+        Self::open_trusting(device, false)
     }
 
     fn open_trusting(device: &dyn ReadAt, bitmaps: fn(&Superblock) -> bool) -> Result<Self> {
         let found = known_super(device)?;
+    fn open_trusting(device: &dyn ReadAt, is_readable: bool) -> Result<Self> {
+        let by_bitmaps = |fs: &Super| !is_readable || has_foreign_features(&fs.superblock);
+        let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
+        let unknown = fs.superblock.unknown_incompat();
+        if !unknown.is_empty() {
+            return Err(Error::unsupported(format!(
+                "ext4 with unknown features: {}",
+                unknown.join(", ")
+            )));
+        }
+        let found = fs;
         let replay = journal::replay(&found, device)?;
         let replayed = replay.overlay;
         // The log may hold another superblock, with other features.
@@ -158,12 +169,14 @@ impl Ext4 {
         let mut findings = Findings::default();
         let mut quota_deltas = replay.quota_deltas;
         if recovery.fast_commits > 0 && by_bitmaps {
+        if recovery.fast_commits > 0 && by_bitmaps(&found) {
             return Err(Error::unsupported(
                 "ext4: fast commits are not in the bitmaps, which are all that can be read",
             )
             .with_hint(journal::HINT));
         }
         if !by_bitmaps {
+        if !by_bitmaps(&found) {
             let view = replayed.over(device);
             let fs = known_super(&view)?;
             let orphans = orphan::finish_orphans(&fs, &view, 0)?;
@@ -176,6 +189,14 @@ impl Ext4 {
         let view = overlay.over(device);
         let fs = known_super(&view)?;
         let contents = if by_bitmaps {
+        let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
+        let contents = if by_bitmaps(&fs) {
+            if is_readable {
+                let judged = judge(&view)?;
+                if !judged.is_sound() {
+                    return Err(unsound(&judged));
+                }
+            }
             let table = GroupTable::read(&fs, &view)?;
             let used = usage::used_bytes(&fs, &table, &view, &mut findings)?;
             let blank = if findings.is_sound() {
@@ -533,9 +554,19 @@ fn blank_bytes(fs: &Super, table: &GroupTable, view: &dyn ReadAt) -> Result<Vec<
     Ok(blank)
 }
 
-/// Must the bitmaps alone be trusted, because nobody knows what a feature does to the ownership of
-/// blocks? e2fsck does not look at such a filesystem.
-fn needs_bitmaps(superblock: &Superblock) -> bool {
+/// Reads and checks a filesystem of which the bitmaps alone will be trusted.
+fn judge(view: &dyn ReadAt) -> Result<Findings> {
+    let mut findings = Findings::default();
+    let metadata = Metadata::read(view, &mut findings)?;
+    if findings.is_sound() {
+        findings.merge(check::check(view, &metadata)?);
+    }
+    Ok(findings)
+}
+
+/// Does nobody know, e2fsck neither, what a feature does to the ownership of blocks? Then what the
+/// bitmaps mark is kept, whoever owns it.
+fn has_foreign_features(superblock: &Superblock) -> bool {
     let understood = [
         "external journal",
         "sparse_super2",

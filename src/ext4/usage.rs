@@ -1,5 +1,5 @@
 //! Used blocks by the bitmaps alone, for filesystems whose other metadata cannot be read, or that
-//! have features that nobody knows, e2fsck neither.
+//! have features that nobody knows, e2fsck neither (those have to be sound in all that is known).
 //!
 //! Such a filesystem keeps its size and every block that its bitmaps mark; nothing is rewritten.
 
@@ -200,12 +200,12 @@ pub fn journal_contents(
 
 #[cfg(test)]
 mod tests {
-    use crate::ext4::Ext4;
     use crate::ext4::group_desc::GroupTable;
-    use crate::ext4::superblock::Super;
+    use crate::ext4::superblock::{SUPERBLOCK_OFFSET, Super};
     use crate::ext4::test_image::mke2fs;
-    use crate::io::WriteAt;
+    use crate::ext4::{Ext4, Target};
     use crate::io::memory::MemoryDisk;
+    use crate::io::{ReadAt, WriteAt};
 
     #[test]
     fn reserved_inodes_are_in_use() {
@@ -222,6 +222,32 @@ mod tests {
             let error = Ext4::open_by_bitmaps(&disk).unwrap_err().one_line();
             assert!(error.contains(text), "{error}");
         }
+    }
+
+    #[test]
+    fn with_a_feature_that_nobody_knows_the_rest_is_checked() {
+        const S_FEATURE_RO_COMPAT: u64 = 0x64;
+        const I_BLOCKS_LO: u64 = 0x1C;
+        let features = "^metadata_csum,^has_journal";
+        let image = mke2fs(8 << 20, &["-O", features]);
+        let disk = MemoryDisk::from(image);
+        let at = SUPERBLOCK_OFFSET + S_FEATURE_RO_COMPAT;
+        let mut word = disk.read_vec_at(at, 4).unwrap();
+        word[3] |= 0x40;
+        disk.write_all_at(at, &word).unwrap();
+        let fs = Super::read(&disk).unwrap().unwrap();
+        let table = GroupTable::read(&fs, &disk).unwrap();
+        // A block that only the unknown feature could own.
+        let bitmap = fs.geometry.offset(table.groups[0].block_bitmap());
+        disk.write_all_at(bitmap + 1000, &[1]).unwrap();
+        let ext = Ext4::open(&disk).unwrap();
+        assert_eq!(ext.features_in_the_way(), ["FEATURE_R30"]);
+        let image = ext.image(&disk, Target::Keep).unwrap();
+        assert!(image.stored.intersects(8001 << 10..8002 << 10));
+        let root = fs.geometry.offset(table.groups[0].inode_table()) + fs.geometry.inode_size;
+        disk.write_all_at(root + I_BLOCKS_LO, &[99]).unwrap();
+        let error = Ext4::open(&disk).unwrap_err();
+        assert!(error.one_line().contains("counts 99 sectors"), "{error}");
     }
 
     #[test]
