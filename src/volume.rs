@@ -148,6 +148,11 @@ impl Volume {
         Self::opaque("unreadable")
     }
 
+    /// What is copied whole because nothing is known of what lies where.
+    pub fn unknown() -> Self {
+        Self::opaque("unknown")
+    }
+
     /// Tells who owns each of `bytes` of `device`; empty if that is not known. `device` should
     /// give zeros for what it cannot read.
     ///

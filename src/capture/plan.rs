@@ -270,14 +270,17 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
     Ok(finish(overlay, mapped, summary))
 }
 
-/// Plans to save what can be read, without knowing where what lies.
+/// Plans to save what can be read, without knowing where what lies, as `error` says.
 fn plan_unreadable(source: &Watched, error: &Error) -> Result<CapturePlan> {
     let range = ByteRange::new(0, source.len());
     let part = Part {
         number: 0,
         part_uuid: None,
         range,
-        volume: Volume::unreadable(),
+        volume: match error.kind() {
+            ErrorKind::Io => Volume::unreadable(),
+            _ => Volume::unknown(),
+        },
     };
     let mut content = part.volume.content(source, Target::Keep)?;
     let mut overlay = Overlay::new(source.len());

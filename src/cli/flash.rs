@@ -42,7 +42,7 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
             created.0.push(target);
         }
     }
-    let targets = card::judge(&args.targets, &permissions)?;
+    let targets = card::judge(&args.targets, &permissions).map_err(not_there)?;
     if args.card_size.is_none() {
         let targets: Vec<_> = targets.iter().collect();
         let what = "Everything on it will be lost.";
@@ -127,6 +127,16 @@ fn write(
         ..Options::default()
     };
     flash::flash(&*image.source, image.map.as_ref(), &slots, &options)
+}
+
+/// Says what to name instead of a target that is not there.
+fn not_there(error: Error) -> Error {
+    match error.io_error() {
+        Some(cause) if cause.kind() == std::io::ErrorKind::NotFound => error.with_hint(
+            "`pishrink devices` lists the cards; --card-size creates a file that stands for one",
+        ),
+        _ => error,
+    }
 }
 
 /// A target by the path that the user gave.

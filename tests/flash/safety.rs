@@ -291,3 +291,16 @@ fn a_source_that_can_change_is_not_captured() {
     assert_eq!(code, 0, "{said:#}");
     assert_clean(&image, PI_ROOT);
 }
+
+#[test]
+fn a_target_that_is_not_there() {
+    let scratch = Scratch::new("flash");
+    let image = pi_image(&scratch, "x.img");
+    let missing = scratch.path("newcard.img");
+    let (code, errors) = refusal(&["flash", text(&image), text(&missing), "--yes"]);
+    assert_eq!(code, 1, "{errors}");
+    for word in ["No such file", "pishrink devices", "--card-size"] {
+        assert!(errors.contains(word), "{errors}");
+    }
+    assert!(!missing.exists());
+}
