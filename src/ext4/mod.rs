@@ -141,23 +141,13 @@ impl Ext4 {
         Self::open_trusting(device, false)
     }
 
-    fn open_trusting(device: &dyn ReadAt, bitmaps: fn(&Superblock) -> bool) -> Result<Self> {
-        let found = known_super(device)?;
     fn open_trusting(device: &dyn ReadAt, is_readable: bool) -> Result<Self> {
-        let by_bitmaps = |fs: &Super| !is_readable || has_foreign_features(&fs.superblock);
-        let fs = Super::read(device)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
-        let unknown = fs.superblock.unknown_incompat();
-        if !unknown.is_empty() {
-            return Err(Error::unsupported(format!(
-                "ext4 with unknown features: {}",
-                unknown.join(", ")
-            )));
-        }
-        let found = fs;
+        let found = known_super(device)?;
         let replay = journal::replay(&found, device)?;
         let replayed = replay.overlay;
         // The log may hold another superblock, with other features.
-        let by_bitmaps = bitmaps(&known_super(&replayed.over(device))?.superblock);
+        let features = known_super(&replayed.over(device))?.superblock;
+        let by_bitmaps = !is_readable || has_foreign_features(&features);
         let mut finished = Overlay::new(device.len());
         let mut recovery = Recovery {
             journal_was_dirty: replay.needed,
@@ -169,14 +159,12 @@ impl Ext4 {
         let mut findings = Findings::default();
         let mut quota_deltas = replay.quota_deltas;
         if recovery.fast_commits > 0 && by_bitmaps {
-        if recovery.fast_commits > 0 && by_bitmaps(&found) {
             return Err(Error::unsupported(
                 "ext4: fast commits are not in the bitmaps, which are all that can be read",
             )
             .with_hint(journal::HINT));
         }
         if !by_bitmaps {
-        if !by_bitmaps(&found) {
             let view = replayed.over(device);
             let fs = known_super(&view)?;
             let orphans = orphan::finish_orphans(&fs, &view, 0)?;
@@ -189,8 +177,6 @@ impl Ext4 {
         let view = overlay.over(device);
         let fs = known_super(&view)?;
         let contents = if by_bitmaps {
-        let fs = Super::read(&view)?.ok_or_else(|| Error::unsound("no ext filesystem here"))?;
-        let contents = if by_bitmaps(&fs) {
             if is_readable {
                 let judged = judge(&view)?;
                 if !judged.is_sound() {
@@ -251,7 +237,6 @@ impl Ext4 {
         self.fs.geometry.blocks_per_group * self.fs.geometry.block_size
     }
 
-    /// Returns the bytes in use.
     /// Returns the bytes in use, whole clusters with bigalloc.
     pub fn used_bytes(&self) -> u64 {
         match &self.contents {
