@@ -13,8 +13,8 @@ use pishrink::io::{ReadAt, WriteAt};
 
 const MIB: u64 = 1 << 20;
 
-/// A filesystem whose files lie behind a hole of `hole` bytes, many of them in pieces.
-fn make(name: &str, size: u64, hole: u64, options: &[&str]) -> PathBuf {
+/// An empty filesystem in a folder of its own.
+fn empty(name: &str, size: u64, options: &[&str]) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join("ext4_sizes")
         .join(name);
@@ -27,12 +27,29 @@ fn make(name: &str, size: u64, hole: u64, options: &[&str]) -> PathBuf {
         .unwrap();
     let common = ["-qF", "-t", "ext4", "-b", "1024", "-J", "size=1"];
     run("mke2fs", &[&common[..], options].concat(), &image);
-    let contents = |name: &str, len: u64| {
-        let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8 | 1).collect();
-        let path = folder.join(name);
-        std::fs::write(&path, bytes).unwrap();
-        path.display().to_string()
-    };
+    image
+}
+
+/// Writes a file of `len` bytes beside `image` and returns its path.
+fn contents(image: &Path, name: &str, len: u64) -> String {
+    let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8 | 1).collect();
+    let path = image.with_file_name(name);
+    std::fs::write(&path, bytes).unwrap();
+    path.display().to_string()
+}
+
+/// Runs a script of debugfs's, which e2fsck has nothing to say about afterwards.
+fn fill(image: &Path, commands: &[String]) {
+    let script = image.with_file_name("script");
+    std::fs::write(&script, commands.join("\n")).unwrap();
+    run("debugfs", &["-w", "-f", script.to_str().unwrap()], image);
+    clean(image);
+}
+
+/// A filesystem whose files lie behind a hole of `hole` bytes, many of them in pieces.
+fn make(name: &str, size: u64, hole: u64, options: &[&str]) -> PathBuf {
+    let image = empty(name, size, options);
+    let contents = |name: &str, len: u64| contents(&image, name, len);
     let mut commands = vec![format!("write {} hole", contents("hole", hole))];
     for number in 0..40 {
         let dir = number / 8;
@@ -52,10 +69,7 @@ fn make(name: &str, size: u64, hole: u64, options: &[&str]) -> PathBuf {
             .map(|number| format!("rm between{number}")),
     );
     commands.push(format!("write {} pieces", contents("pieces", hole / 8)));
-    let script = folder.join("script");
-    std::fs::write(&script, commands.join("\n")).unwrap();
-    run("debugfs", &["-w", "-f", script.to_str().unwrap()], &image);
-    clean(&image);
+    fill(&image, &commands);
     image
 }
 
@@ -171,6 +185,88 @@ fn every_size_down_to_the_minimum() {
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{name}: {error}");
         remove(&image);
     }
+}
+
+/// Plans the minimum, which is then full and not larger than what resize2fs leaves; the tree of
+/// `file` has only `nodes` nodes in it.
+fn minimum_is_full(image: &Path, file: &str, nodes: usize) {
+    let disk = disk(image);
+    let ext = Ext4::open(&disk).unwrap();
+    let planned = ext.image(&disk, Target::Headroom(0)).unwrap();
+    let result = judged(image, bytes_of(&planned, &disk));
+    assert!(files(&result) == files(image));
+    let said = |what: &str| {
+        let mut debugfs = Command::new("debugfs");
+        let output = debugfs.args(["-R", what]).arg(&result).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let header = said("stats -h");
+    let free = header.lines().find(|line| line.starts_with("Free blocks:"));
+    assert!(free.unwrap().ends_with(" 0"), "{free:?}");
+    let stat = said(&format!("stat {file}"));
+    assert_eq!(stat.matches("(ETB").count(), nodes, "{stat}");
+    loop {
+        let before = std::fs::metadata(image).unwrap().len();
+        run("resize2fs", &["-fM"], image);
+        if std::fs::metadata(image).unwrap().len() == before {
+            assert!(planned.blocks * 1024 <= before, "{before}");
+            break;
+        }
+    }
+}
+
+#[test]
+fn at_the_minimum_pieces_are_cut_where_it_costs_nothing() {
+    let options = ["-N", "600", "-O", "^has_journal,^resize_inode"];
+    let image = empty("full-pieces", 8 * MIB, &options);
+    let lengths = |step: u64| {
+        let length = |number: u64| if number * step % 13 < 6 { 8 } else { 1 };
+        (0..252).map(length).collect::<Vec<u64>>()
+    };
+    let (low, gaps) = (lengths(5), lengths(7));
+    let block = contents(&image, "block", 1024);
+    let eight = contents(&image, "eight", 8192);
+    let source = |len| if len == 1 { &block } else { &eight };
+    let mut commands: Vec<String> = (0..8).map(|dir| format!("mkdir dir{dir}")).collect();
+    for (number, len) in low.iter().enumerate() {
+        let dir = number % 8;
+        commands.push(format!("write {} dir{dir}/low{number}", source(*len)));
+        commands.push(format!("write {block} dir{dir}/wall{number}"));
+    }
+    for (number, len) in gaps.iter().enumerate() {
+        let dir = number % 8;
+        commands.push(format!("write {} dir{dir}/gap{number}", source(*len)));
+        commands.push(format!("write {block} dir{dir}/high{number}"));
+    }
+    commands.extend((0..252).map(|number| format!("rm dir{}/gap{number}", number % 8)));
+    let total = gaps.iter().sum::<u64>();
+    let pieces = contents(&image, "pieces", total * 1024);
+    commands.push(format!("write {pieces} pieces"));
+    commands.extend((0..252).map(|number| format!("rm dir{}/low{number}", number % 8)));
+    fill(&image, &commands);
+    minimum_is_full(&image, "pieces", 3);
+    remove(&image);
+}
+
+#[test]
+fn at_the_minimum_trees_are_packed() {
+    let options = ["-N", "600", "-O", "^has_journal,^resize_inode"];
+    let image = empty("full-loose", 8 * MIB, &options);
+    let loose = contents(&image, "loose", 1200 * 1024);
+    let behind = contents(&image, "behind", 4096 * 1024);
+    let mut commands = vec![format!("write {loose} loose")];
+    // Each hole cuts an extent; then most of what is between the holes goes as well.
+    let holes = (0..1200).step_by(2);
+    let between = (1..1200).step_by(2).filter(|at| at % 40 != 1);
+    commands.extend(
+        holes
+            .chain(between)
+            .map(|at| format!("punch loose {at} {at}")),
+    );
+    commands.push(format!("write {behind} behind"));
+    fill(&image, &commands);
+    minimum_is_full(&image, "loose", 1);
+    remove(&image);
 }
 
 /// Grows in place to `len` bytes; returns the judged result.

@@ -1,10 +1,11 @@
 //! The smallest size: a search over the planner itself, so that there is no second estimate.
 
-use super::{NoFit, ResizePlan, larger_size, plan, valid_size};
+use super::{Effort, NoFit, ResizePlan, larger_size, plan, plan_with, valid_size};
 use crate::ext4::metadata::Metadata;
 use crate::units::BlockNr;
 
-/// Plans the filesystem at its minimum: first the number of groups, then the blocks of the last.
+/// Plans the filesystem at its minimum: first the number of groups, then the blocks of the last,
+/// and then what can be gained with more effort.
 ///
 /// # Errors
 /// [`NoFit`] when not even the present size can be planned.
@@ -12,6 +13,7 @@ pub fn plan_minimum(metadata: &Metadata) -> Result<ResizePlan, NoFit> {
     let geometry = &metadata.fs.geometry;
     let mut least = Least {
         metadata,
+        effort: Effort::Usual,
         blocks: geometry.blocks_count,
         plan: None,
     };
@@ -24,29 +26,46 @@ pub fn plan_minimum(metadata: &Metadata) -> Result<ResizePlan, NoFit> {
             false => low = middle + 1,
         }
     }
-    let mut low = geometry.group_start(high - 1) + 1;
-    while low < least.blocks {
-        let middle = low + (least.blocks - low) / 2;
-        if !least.fits(middle) {
-            low = middle + 1;
+    least.search(geometry.group_start(high - 1) + 1);
+    // That gains a few blocks at the most, if any: so the steps are small at first.
+    least.effort = Effort::Tight;
+    let (mut low, mut step) = (1, 1);
+    while step < least.blocks {
+        let smaller = least.blocks - step;
+        if !least.fits(valid_size(metadata, smaller)) {
+            low = smaller + 1;
+            break;
         }
+        step *= 2;
     }
+    least.search(low);
     least.into_plan()
 }
 
 /// The smallest size so far. With millions of files a plan is large, so there is never a second one.
 struct Least<'a> {
     metadata: &'a Metadata,
+    effort: Effort,
     blocks: BlockNr,
     /// The plan for that size, unless another was tried since.
     plan: Option<ResizePlan>,
 }
 
 impl Least<'_> {
+    /// Looks for smaller sizes from `low` blocks on.
+    fn search(&mut self, mut low: BlockNr) {
+        while low < self.blocks {
+            let middle = low + (self.blocks - low) / 2;
+            if !self.fits(valid_size(self.metadata, middle)) {
+                low = middle + 1;
+            }
+        }
+    }
+
     /// Tries a smaller size.
     fn fits(&mut self, blocks: BlockNr) -> bool {
         self.plan = None;
-        self.plan = plan(self.metadata, blocks).ok();
+        self.plan = plan_with(self.effort, self.metadata, blocks).ok();
         if self.plan.is_some() {
             self.blocks = blocks;
         }

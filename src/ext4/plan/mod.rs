@@ -31,6 +31,8 @@ const LAST_GROUP_SPARE: u64 = 50;
 pub enum NoFit {
     /// More blocks have to go somewhere than are free.
     Blocks { needed: u64, available: u64 },
+    /// The nodes of extent trees need more blocks than are free once the data is placed.
+    Nodes { needed: u64, available: u64 },
     /// More inodes are in use than there would be.
     Inodes { needed: u64, available: u64 },
     /// A group's inode table finds no free run.
@@ -48,7 +50,7 @@ pub enum NoFit {
 impl std::fmt::Display for NoFit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            NoFit::Blocks { needed, available } => {
+            NoFit::Blocks { needed, available } | NoFit::Nodes { needed, available } => {
                 write!(f, "{needed} blocks need a place and {available} are free")
             }
             NoFit::Inodes { needed, available } => {
@@ -202,11 +204,34 @@ pub fn larger_size(metadata: &Metadata, blocks: BlockNr) -> BlockNr {
 /// # Errors
 /// [`NoFit`] when it cannot have that size.
 pub fn plan(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
+    match plan_with(Effort::Usual, metadata, blocks) {
+        Err(NoFit::Blocks { .. } | NoFit::Nodes { .. }) => {
+            plan_with(Effort::Tight, metadata, blocks)
+        }
+        planned => planned,
+    }
+}
+
+/// What is done to make a size possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effort {
+    /// Data goes as it lies: what was near each other stays near, and reading goes on in one
+    /// direction. Trees without lost blocks stay as they are.
+    Usual,
+    /// For the last few blocks: all trees are packed, and data is cut into few pieces, so that
+    /// they need fewer nodes.
+    Tight,
+}
+
+fn plan_with(effort: Effort, metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
     let geometry = check_size(metadata, blocks)?;
-    let mut planner = Planner::new(metadata, geometry);
+    let mut planner = Planner::new(metadata, geometry, effort);
     planner.release_and_claim_groups()?;
     planner.place_new_groups()?;
     planner.move_inodes()?;
+    if effort == Effort::Tight {
+        planner.release_nodes();
+    }
     planner.move_blocks()?;
     let files = planner.place_files()?;
     Ok(planner.finish(files))

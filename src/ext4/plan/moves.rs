@@ -1,10 +1,11 @@
 //! What moves: inodes of vanished groups, then data, then the nodes of extent trees.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::planner::Planner;
-use super::relocate::{FreeSpace, Relocation};
-use super::{Files, NoFit, TreePlan};
+use super::relocate::{BestFit, FreeSpace, Relocation};
+use super::{Effort, Files, NoFit, TreePlan};
 use crate::ext4::bitmap::Bitmap;
 use crate::ext4::map::{Extent, MapKind, Node, join_extents, tree_shape};
 use crate::ext4::metadata::{InodeRecord, Metadata};
@@ -13,6 +14,9 @@ use crate::units::BlockNr;
 
 /// Pieces that move, each of which takes some hundred bytes: with more, a larger size is looked for.
 const MAX_MOVES: usize = 4 << 20;
+
+/// Blocks that move by length and not as they lie: the source is then read back and forth.
+const MAX_SORTED: u64 = 16384;
 
 impl Planner<'_> {
     /// Gives the inodes of vanished groups the lowest free numbers.
@@ -63,8 +67,39 @@ impl Planner<'_> {
         }
     }
 
-    /// Moves data, xattr blocks, indirect nodes and single blocks, in the order in which they lie.
+    /// Gives up the nodes of all trees that change, so that data may take their places.
+    pub(super) fn release_nodes(&mut self) {
+        for inode in &self.metadata.inodes {
+            if inode.kind != MapKind::Extents || !self.changes(inode) {
+                continue;
+            }
+            for node in self.metadata.nodes(inode) {
+                if !self.must_move(node.block..node.block + 1) {
+                    self.used.clear_range(node.block..node.block + 1);
+                }
+            }
+        }
+    }
+
+    /// Moves data, xattr blocks, indirect nodes and single blocks.
     pub(super) fn move_blocks(&mut self) -> Result<(), NoFit> {
+        let lost = self.lost_blocks();
+        let needed = lost.count(0..lost.len());
+        let available = self.used.len() - self.used.count(0..self.used.len());
+        if available < needed {
+            return Err(NoFit::Blocks { needed, available });
+        }
+        self.blocks = match self.effort {
+            Effort::Tight if needed <= MAX_SORTED => self.place_longest_first(lost),
+            _ => self.place_as_it_lies(&lost, needed),
+        }?;
+        for &(_, len, place) in self.blocks.runs() {
+            self.used.set_range(place..place + len);
+        }
+        Ok(())
+    }
+
+    fn lost_blocks(&self) -> Bitmap {
         let mut lost = Bitmap::new(self.old.blocks_count);
         for inode in &self.metadata.inodes {
             for extent in self.metadata.extents(inode) {
@@ -80,50 +115,52 @@ impl Planner<'_> {
             .metadata
             .resize_inode
             .map(|inode| inode.double_indirect);
-        let mmp = self
-            .metadata
-            .fs
-            .superblock
+        let superblock = &self.metadata.fs.superblock;
+        let mmp = superblock
             .has_incompat(INCOMPAT_MMP)
-            .then(|| self.metadata.fs.superblock.mmp_block());
-        for block in self
-            .metadata
-            .xattr_blocks
-            .keys()
-            .copied()
-            .chain(single)
-            .chain(mmp)
-        {
+            .then(|| superblock.mmp_block());
+        let xattrs = self.metadata.xattr_blocks.keys().copied();
+        for block in xattrs.chain(single).chain(mmp) {
             self.note_lost(block..block + 1, &mut lost);
         }
-        let needed = lost.count(0..lost.len());
+        lost
+    }
+
+    fn place_as_it_lies(&self, lost: &Bitmap, needed: u64) -> Result<Relocation, NoFit> {
         let mut room = FreeSpace::new(&self.used, needed);
-        if room.left() < needed {
-            return Err(NoFit::Blocks {
-                needed,
-                available: room.left(),
-            });
-        }
+        let mut moves = Moves::default();
         for run in lost.runs(0..lost.len(), true) {
-            let mut at = run.start;
-            while at < run.end {
-                // OK: `needed` blocks were there.
-                let Some(place) = room.take(run.end - at) else {
-                    return Err(NoFit::Blocks {
-                        needed,
-                        available: 0,
-                    });
-                };
-                let len = place.end - place.start;
-                self.blocks.push(at, len, place.start);
-                if self.blocks.runs().len() > MAX_MOVES {
+            moves.place(run, |len| room.take(len))?;
+        }
+        Ok(Relocation::from_unsorted(moves.0))
+    }
+
+    /// The longest extents first, each where the least room is left over; then what may be cut
+    /// without a cost.
+    fn place_longest_first(&self, mut lost: Bitmap) -> Result<Relocation, NoFit> {
+        let mut extents = Vec::new();
+        for inode in &self.metadata.inodes {
+            if inode.kind != MapKind::Extents {
+                continue;
+            }
+            for extent in self.metadata.extents(inode) {
+                extents.extend(lost.runs(extent.start..extent.end(), true));
+                if extents.len() > MAX_MOVES {
                     return Err(NoFit::Pieces);
                 }
-                self.used.set_range(place);
-                at += len;
             }
         }
-        Ok(())
+        extents.sort_unstable_by_key(|run| (Reverse(run.end - run.start), run.start));
+        let mut room = BestFit::new(&self.used);
+        let mut moves = Moves::default();
+        for run in extents {
+            lost.clear_range(run.clone());
+            moves.place(run, |len| room.take(len))?;
+        }
+        for run in lost.runs(0..lost.len(), true) {
+            moves.place(run, |len| room.take_of_shortest(len))?;
+        }
+        Ok(Relocation::from_unsorted(moves.0))
     }
 
     /// Finds the files that change, and places the nodes of their trees.
@@ -149,10 +186,12 @@ impl Planner<'_> {
                 })),
                 MapKind::Extents => {
                     let count = self.nodes_needed(inode);
-                    let stay = old_nodes
-                        .iter()
-                        .filter(|node| !self.must_move(node.block..node.block + 1));
-                    kept.extend(stay);
+                    if self.effort == Effort::Usual {
+                        let stay = old_nodes
+                            .iter()
+                            .filter(|node| !self.must_move(node.block..node.block + 1));
+                        kept.extend(stay);
+                    }
                     let staying = kept.len() - start;
                     for extra in kept.split_off(start + count.min(staying)) {
                         self.used.clear_range(extra.block..extra.block + 1);
@@ -174,7 +213,7 @@ impl Planner<'_> {
         let needed = missing.iter().map(|&count| u64::from(count)).sum();
         let mut room = FreeSpace::new(&self.used, needed);
         if room.left() < needed {
-            return Err(NoFit::Blocks {
+            return Err(NoFit::Nodes {
                 needed,
                 available: room.left(),
             });
@@ -193,7 +232,7 @@ impl Planner<'_> {
             nodes.extend_from_slice(&kept[file.nodes.0 as usize..file.nodes.1 as usize]);
             for _ in 0..count {
                 let Some(place) = room.take(1) else {
-                    return Err(NoFit::Blocks {
+                    return Err(NoFit::Nodes {
                         needed,
                         available: 0,
                     });
@@ -226,6 +265,19 @@ impl Planner<'_> {
         }
     }
 
+    /// Has a file's tree more nodes than a packed one? (The kernel leaves nodes half full.)
+    fn has_loose_tree(&self, inode: &InodeRecord) -> bool {
+        let nodes = self.metadata.nodes(inode).len();
+        if nodes == 0 || inode.kind != MapKind::Extents {
+            return false;
+        }
+        let extents = join_extents(self.metadata.extents(inode));
+        tree_shape(extents.len(), self.new.block_size)
+            .iter()
+            .sum::<usize>()
+            < nodes
+    }
+
     /// Must the inode be written anew?
     fn changes(&self, inode: &InodeRecord) -> bool {
         inode.number.0 > self.new.inodes_count()
@@ -240,6 +292,42 @@ impl Planner<'_> {
                 .nodes(inode)
                 .iter()
                 .any(|n| self.must_move(n.block..n.block + 1))
+            || (self.effort == Effort::Tight && self.has_loose_tree(inode))
+    }
+}
+
+/// What moves where, in the order in which places are found.
+#[derive(Default)]
+struct Moves(Vec<(BlockNr, u64, BlockNr)>);
+
+impl Moves {
+    /// Moves a run to what `take` gives, which is asked until all of it has a place.
+    fn place(
+        &mut self,
+        run: Range<BlockNr>,
+        mut take: impl FnMut(u64) -> Option<Range<BlockNr>>,
+    ) -> Result<(), NoFit> {
+        let mut at = run.start;
+        while at < run.end {
+            let needed = run.end - at;
+            // OK: there is room for all that moves, which was counted.
+            let place = take(needed).ok_or(NoFit::Blocks {
+                needed,
+                available: 0,
+            })?;
+            let len = place.end - place.start;
+            match self.0.last_mut() {
+                Some(last) if last.0 + last.1 == at && last.2 + last.1 == place.start => {
+                    last.1 += len
+                }
+                _ => self.0.push((at, len, place.start)),
+            }
+            if self.0.len() > MAX_MOVES {
+                return Err(NoFit::Pieces);
+            }
+            at += len;
+        }
+        Ok(())
     }
 }
 

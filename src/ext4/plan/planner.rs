@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::relocate::Relocation;
-use super::{Files, NoFit, ResizePlan};
+use super::{Effort, Files, NoFit, ResizePlan};
 use crate::ext4::bitmap::Bitmap;
 use crate::ext4::geometry::Geometry;
 use crate::ext4::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
@@ -17,6 +17,7 @@ pub(super) struct Planner<'a> {
     pub(super) metadata: &'a Metadata,
     pub(super) old: &'a Geometry,
     pub(super) new: Geometry,
+    pub(super) effort: Effort,
     pub(super) used: Bitmap,
     pub(super) live: Bitmap,
     pub(super) groups: Vec<GroupDesc>,
@@ -29,7 +30,7 @@ pub(super) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(metadata: &'a Metadata, new: Geometry) -> Self {
+    pub(super) fn new(metadata: &'a Metadata, new: Geometry, effort: Effort) -> Self {
         let old = &metadata.fs.geometry;
         let mut used = Bitmap::new(new.blocks_count);
         for run in metadata
@@ -42,6 +43,7 @@ impl<'a> Planner<'a> {
             metadata,
             old,
             new,
+            effort,
             used,
             live: Bitmap::new(0),
             groups: Vec::new(),

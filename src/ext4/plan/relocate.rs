@@ -1,5 +1,6 @@
 //! Where things go: the translation table for moved blocks, and the free space they go to.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::ext4::bitmap::Bitmap;
@@ -13,6 +14,19 @@ pub struct Relocation {
 }
 
 impl Relocation {
+    /// Makes a map of runs of (old, length, new) in any order, disjoint in old.
+    pub fn from_unsorted(mut runs: Vec<(BlockNr, u64, BlockNr)>) -> Self {
+        runs.sort_unstable();
+        runs.dedup_by(|next, last| {
+            let joined = last.0 + last.1 == next.0 && last.2 + last.1 == next.2;
+            if joined {
+                last.1 += next.1;
+            }
+            joined
+        });
+        Self { runs }
+    }
+
     /// Adds a run; runs are added in ascending order of `old`.
     pub fn push(&mut self, old: BlockNr, len: u64, new: BlockNr) {
         debug_assert!(
@@ -146,6 +160,47 @@ impl FreeSpace {
     }
 }
 
+/// Hands out free blocks so that few runs are cut when the longest are placed first: each comes
+/// where the least room is left over.
+#[derive(Debug)]
+pub struct BestFit {
+    /// Free runs as (length, start).
+    runs: BTreeSet<(u64, BlockNr)>,
+}
+
+impl BestFit {
+    /// Takes the free runs of `used`.
+    pub fn new(used: &Bitmap) -> Self {
+        let free = used.runs(0..used.len(), false);
+        Self {
+            runs: free.map(|run| (run.end - run.start, run.start)).collect(),
+        }
+    }
+
+    /// Takes `len` blocks of the shortest run that holds them, else all of the longest.
+    pub fn take(&mut self, len: u64) -> Option<Range<BlockNr>> {
+        let fits = self.runs.range((len, 0)..).next();
+        let run = fits.or_else(|| self.runs.last()).copied()?;
+        Some(self.take_from(run, len))
+    }
+
+    /// Takes up to `len` blocks of the shortest run.
+    pub fn take_of_shortest(&mut self, len: u64) -> Option<Range<BlockNr>> {
+        let run = self.runs.first().copied()?;
+        Some(self.take_from(run, len))
+    }
+
+    fn take_from(&mut self, run: (u64, BlockNr), len: u64) -> Range<BlockNr> {
+        let (there, start) = run;
+        let taken = there.min(len);
+        self.runs.remove(&run);
+        if taken < there {
+            self.runs.insert((there - taken, start + taken));
+        }
+        start..start + taken
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +231,8 @@ mod tests {
         assert_eq!(map.piece_count(0, 99), 1);
         assert_eq!(map.piece_count(119, 2), 2);
         assert_eq!(map.total(), 13);
+        let unsorted = vec![(120, 1, 3), (110, 2, 15), (105, 5, 10), (100, 5, 5)];
+        assert_eq!(Relocation::from_unsorted(unsorted), map);
     }
 
     #[test]
@@ -191,5 +248,22 @@ mod tests {
         let mut room = FreeSpace::new(&used, 41);
         assert_eq!(room.left(), 42);
         assert_eq!(room.take(25), Some(3..5));
+    }
+
+    #[test]
+    fn the_shortest_run_that_holds_it_is_taken() {
+        let mut used = Bitmap::new(200);
+        used.set_range(0..200);
+        used.clear_range(3..5);
+        used.clear_range(20..27);
+        used.clear_range(50..90);
+        let mut room = BestFit::new(&used);
+        assert_eq!(room.take(6), Some(20..26));
+        assert_eq!(room.take(41), Some(50..90));
+        assert_eq!(room.take_of_shortest(9), Some(26..27));
+        assert_eq!(room.take(1), Some(3..4));
+        assert_eq!(room.take(2), Some(4..5));
+        assert_eq!(room.take(1), None);
+        assert_eq!(room.take_of_shortest(1), None);
     }
 }
