@@ -334,6 +334,25 @@ fn growth_in_place() {
 }
 
 #[test]
+fn growth_where_no_group_has_room() {
+    for features in ["^resize_inode,^flex_bg,^sparse_super", "^resize_inode"] {
+        let options = ["-g", "2048", "-N", "600", "-O", features];
+        let image = make("grow-full", 20 * MIB, 9 * MIB, &options);
+        let expected = files(&image);
+        let disk = disk(&image);
+        let ext = Ext4::open(&disk).unwrap();
+        let least = ext.image(&disk, Target::Headroom(0)).unwrap();
+        std::fs::write(&image, bytes_of(&least, &disk)).unwrap();
+        let result = grown(&image, 300 * MIB);
+        assert!(files(&result) == expected, "{features}");
+        let len = std::fs::metadata(&result).unwrap().len();
+        let ext = Ext4::open(&self::disk(&result)).unwrap();
+        assert!(len - ext.total_bytes() < 2 * MIB, "{features}");
+        remove(&image);
+    }
+}
+
+#[test]
 fn growth_clears_what_deleted_inodes_left() {
     let image = make("leftovers", 20 * MIB, 9 * MIB, &["-g", "2048", "-N", "600"]);
     // The number of the first file between the others, which was deleted.

@@ -32,7 +32,9 @@
 //! - Without a journal, or with one too short, no order keeps bitmaps and counts in step with the
 //!   superblock. Then blocks are marked as used before anything uses them and as free after
 //!   nothing does, and the superblock says meanwhile that the filesystem was not unmounted cleanly,
-//!   so that e2fsck runs at the next boot. It has to: `e2fsck -fy` keeps every file.
+//!   so that e2fsck runs at the next boot. It has to: `e2fsck -fy` keeps every file. That does not
+//!   hold where files make room for groups' metadata: what replaces their blocks may be written
+//!   before what tells where they are now.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

@@ -23,8 +23,13 @@ pub(super) struct Planner<'a> {
     pub(super) groups: Vec<GroupDesc>,
     pub(super) inodes: Relocation,
     pub(super) blocks: Relocation,
-    /// Old blocks below the new end that must make room for descriptors.
+    /// Old blocks below the new end that must make room for descriptors or groups' metadata.
     pub(super) evicted: RangeSet,
+    /// What cannot make room, a bit a block, once that was asked.
+    fixed: Option<Bitmap>,
+    /// Is the journal among it? When growing it is while that goes, since it undoes a growth that
+    /// was cut short.
+    keeps_journal: bool,
     /// Where room for groups' metadata was looked for.
     searched: Searched,
 }
@@ -32,6 +37,7 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(metadata: &'a Metadata, new: Geometry, effort: Effort) -> Self {
         let old = &metadata.fs.geometry;
+        let keeps_journal = new.blocks_count > old.blocks_count;
         let mut used = Bitmap::new(new.blocks_count);
         for run in metadata
             .used
@@ -50,6 +56,8 @@ impl<'a> Planner<'a> {
             inodes: Relocation::default(),
             blocks: Relocation::default(),
             evicted: RangeSet::new(),
+            fixed: None,
+            keeps_journal,
             searched: Searched::default(),
         }
     }
@@ -103,6 +111,7 @@ impl<'a> Planner<'a> {
                 let evicted = self.evicted.intersects(block..block + count);
                 if block + count > self.new.blocks_count || evicted {
                     self.release_part(block, count);
+                    set_part(&mut self.groups[group as usize], which, 0);
                     lost.push((group, which, count));
                 }
             }
@@ -114,14 +123,13 @@ impl<'a> Planner<'a> {
         for (group, which, count) in lost.into_iter().chain(new) {
             let block = self
                 .place_part(group, which, count)
+                .or_else(|| self.make_room(group, count))
                 .ok_or(NoFit::Table { group })?;
             self.used.set_range(block..block + count);
-            let desc = &mut self.groups[group as usize];
-            match which {
-                0 => desc.set_block_bitmap(block),
-                1 => desc.set_inode_bitmap(block),
-                _ => desc.set_inode_table(block),
+            if let Some(fixed) = &mut self.fixed {
+                fixed.set_range(block..block + count);
             }
+            set_part(&mut self.groups[group as usize], which, block);
         }
         Ok(())
     }
@@ -163,6 +171,67 @@ impl<'a> Planner<'a> {
             let first = self.new.first_data_block;
             anywhere.find(&self.used, first, count)
         })
+    }
+
+    /// Takes blocks from files, which move elsewhere, for a group's metadata.
+    fn make_room(&mut self, group: GroupNr, count: u64) -> Option<BlockNr> {
+        let flex = self.metadata.fs.superblock.has_incompat(INCOMPAT_FLEX_BG);
+        let within = match flex {
+            true => self.new.first_data_block..self.new.blocks_count,
+            false => self.new.group_start(group)..self.new.group_end(group),
+        };
+        loop {
+            let fixed = self.fixed.take().unwrap_or_else(|| self.fixed_blocks());
+            let place = find_free(&fixed, within.clone(), count);
+            self.fixed = Some(fixed);
+            if let Some(start) = place {
+                for run in self.used.runs(start..start + count, true) {
+                    self.evicted.insert(run);
+                }
+                return place;
+            }
+            if !self.keeps_journal {
+                return None;
+            }
+            self.keeps_journal = false;
+            self.fixed = None;
+        }
+    }
+
+    /// Returns the blocks of superblocks, descriptors and groups' metadata, and perhaps the
+    /// journal's.
+    fn fixed_blocks(&self) -> Bitmap {
+        let mut fixed = Bitmap::new(self.new.blocks_count);
+        for (group, desc) in (0..).zip(&self.groups) {
+            let start = self.new.super_start(group);
+            fixed.set_range(start..start + self.new.super_blocks(group));
+            for (block, count) in desc.parts(self.new.itable_blocks) {
+                // What has no place yet has number 0.
+                if block > 0 {
+                    fixed.set_range(block..block + count);
+                }
+            }
+        }
+        if self.keeps_journal {
+            for run in self.journal_blocks() {
+                fixed.set_range(run);
+            }
+        }
+        fixed
+    }
+
+    fn journal_blocks(&self) -> Vec<Range<BlockNr>> {
+        let journal = InodeNr(self.metadata.fs.superblock.s_journal_inum());
+        let inodes = &self.metadata.inodes;
+        let Ok(place) = inodes.binary_search_by_key(&journal, |inode| inode.number) else {
+            return Vec::new();
+        };
+        let extents = self.metadata.extents(&inodes[place]).iter();
+        let nodes = self.metadata.nodes(&inodes[place]).iter();
+        extents
+            .map(|extent| extent.start..extent.end())
+            .chain(nodes.map(|node| node.block..node.block + 1))
+            .collect()
     }
 
     /// Fills in counts and flags.
@@ -233,6 +302,15 @@ impl<'a> Planner<'a> {
         let last = self.live.runs(inodes.clone(), true).last();
         // OK: not more than the inodes of a group.
         last.map_or(inodes.end - inodes.start, |run| inodes.end - run.end) as u32
+    }
+}
+
+/// Notes where one of a group's parts lies.
+fn set_part(desc: &mut GroupDesc, which: usize, block: BlockNr) {
+    match which {
+        0 => desc.set_block_bitmap(block),
+        1 => desc.set_inode_bitmap(block),
+        _ => desc.set_inode_table(block),
     }
 }
 

@@ -147,6 +147,19 @@ pub(super) fn cases() -> Vec<Case> {
             &["-O", "^resize_inode,^metadata_csum", "-g", "512"],
             true,
         ),
+        (
+            "groups without room",
+            &[
+                "-O",
+                "^resize_inode,^flex_bg,^sparse_super",
+                "-g",
+                "1024",
+                // Else it fills a group, and would have to move.
+                "-J",
+                "size=1,location=6600",
+            ],
+            true,
+        ),
     ] {
         add(name, mbr(&filesystem(options)), journaled);
     }
