@@ -63,7 +63,21 @@ fn mbr_with_a_primary_root() {
     let told = judge(&scratch, &card, &["--headroom", "8MiB"]);
     let roomy = told["plan"]["image_bytes"].as_u64().unwrap();
     assert!((image + (7 << 20)..=image + (9 << 20)).contains(&roomy));
+    let why = |told: &serde_json::Value| {
+        let notes = told["plan"]["notes"].as_array().unwrap();
+        let found = notes.iter().map(|note| note.as_str().unwrap());
+        found
+            .map(str::to_owned)
+            .find(|note| note.contains("partition 2 "))
+    };
+    assert_eq!(why(&told), None);
+    let told = judge(&scratch, &card, &["--headroom", "1TB"]);
+    assert_eq!(
+        why(&told).unwrap(),
+        "partition 2 keeps its size: over its minimum it has less than the 1.00 TB of --headroom"
+    );
     let told = judge(&scratch, &card, &["--no-shrink"]);
+    assert_eq!(why(&told), None);
     assert_eq!(
         told["plan"]["image_bytes"],
         fs::metadata(&card).unwrap().len()

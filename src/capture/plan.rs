@@ -229,8 +229,13 @@ fn plan_disk(
         partitions: Vec::new(),
         notes: table.warnings().to_vec(),
     };
-    if options.shrink && shrinks.is_none() {
-        summary.notes.push(why_not(&parts));
+    match shrinks {
+        Some(index) => {
+            let note = why_kept(&parts[index], &contents[index], options);
+            summary.notes.extend(note);
+        }
+        None if options.shrink => summary.notes.push(why_not(&parts)),
+        None => {}
     }
     for ((part, content), range) in parts.into_iter().zip(contents).zip(ranges) {
         summary.partitions.push(summarise(part, content, range));
@@ -252,6 +257,10 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
         false => Target::Keep,
     };
     let mut content = content(&part, source, target, options)?;
+    let kept = match shrinks {
+        true => why_kept(&part, &content, options),
+        false => None,
+    };
     let len = match shrinks {
         true => content.overlay.len(),
         false => source.len(),
@@ -266,7 +275,8 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
         }
         _ => "there is no partition table: one filesystem takes up all of it",
     };
-    let summary = without_table(source, summarise(part, content, new_range), note.into());
+    let mut summary = without_table(source, summarise(part, content, new_range), note.into());
+    summary.notes.extend(kept);
     Ok(finish(overlay, mapped, summary))
 }
 
@@ -334,6 +344,25 @@ fn why_not(parts: &[Part]) -> String {
         ),
         None => "nothing is shrunk: there is no ext2, ext3 or ext4 partition".into(),
     }
+}
+
+/// Says why a filesystem that could be made smaller was not, if nothing else says so.
+fn why_kept(part: &Part, content: &Content, options: &PlanOptions) -> Option<String> {
+    let ext = content.facts.ext.as_ref()?;
+    if is_kept(content) || ext.new_total < content.facts.total {
+        return None;
+    }
+    let what = match part.number {
+        0 => "the filesystem".to_owned(),
+        number => format!("partition {number}"),
+    };
+    Some(match options.headroom {
+        0 => format!("{what} is as small as it can be"),
+        headroom => format!(
+            "{what} keeps its size: over its minimum it has less than the {} of --headroom",
+            human_bytes(headroom)
+        ),
+    })
 }
 
 fn content(

@@ -16,7 +16,7 @@ use crate::capture::{
     self, CapturePlan, Captured, ImagePaths, PartitionSummary, PlanOptions, Rescued, RunOptions,
     Sink, Summary, Unpacked,
 };
-use crate::codec::Codec;
+use crate::codec::{Codec, foreign};
 use crate::device::{self, SourceFile, SourceOptions, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::human_bytes;
@@ -151,6 +151,13 @@ pub(super) fn about(file: &Path, error: Error) -> Error {
 }
 
 fn codec(args: &Capture) -> Result<Codec> {
+    if args.format.is_none() && foreign::is_promised(&args.image) {
+        let name = text_of(&args.image);
+        return Err(
+            Error::usage(format!("{name} is named like a format that is not written"))
+                .with_hint("name the image .img, .img.xz, .img.gz or .img.zst, or give --format"),
+        );
+    }
     let by_name = || Codec::from_extension(&args.image).unwrap_or(Codec::Raw);
     let codec = args.format.unwrap_or_else(by_name);
     if !codec.can_write() {

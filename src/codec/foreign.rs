@@ -4,6 +4,8 @@
 //! Decisions: only what is known for sure is refused, and nothing that has a boot signature; an
 //! image that nobody knows may still be one.
 
+use std::path::Path;
+
 use super::Codec;
 use crate::error::{Error, Result};
 use crate::io::ReadAt;
@@ -62,6 +64,18 @@ const KNOWN: &[Known] = &[
 
 /// Text that begins a page or a document, in lower case.
 const PAGES: [&[u8]; 3] = [b"<!doctype", b"<html", b"<?xml"];
+
+/// Endings of names that promise another format than those that are written.
+const ENDINGS: [&str; 18] = [
+    "7z", "br", "lz", "lz4", "lzma", "lzo", "ova", "qcow2", "rar", "tar", "tbz2", "tgz", "txz",
+    "vdi", "vhd", "vhdx", "vmdk", "z",
+];
+
+/// Does a file's name promise a format that is not written?
+pub fn is_promised(path: impl AsRef<Path>) -> bool {
+    let extension = path.as_ref().extension().and_then(|text| text.to_str());
+    extension.is_some_and(|text| ENDINGS.contains(&text.to_ascii_lowercase().as_str()))
+}
 
 /// Refuses a file, or what is taken for a disk, if it is known to be no disk's image. Of any length:
 /// what is only read may be anything.

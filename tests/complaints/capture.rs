@@ -377,6 +377,7 @@ fn c27_compressors_are_told_apart_by_name_and_say_their_levels() {
         ("x.img", &["--level", "3"], &["raw images have no level"]),
         ("x.img.bz2", &[], &["bzip2 images are only read", ".img.xz"]),
         ("x.zip", &[], &["zip images are only read", ".img.xz"]),
+        ("x.7z", &[], &["x.7z is named like a format", ".img.xz"]),
     ] {
         let image = scratch.path(name);
         let words = [&["capture", card.as_str(), image.as_str()][..], more].concat();
