@@ -185,7 +185,8 @@ impl Check<'_> {
             || inode.i_gid_lo() != 0
             || inode.i_links_count() != 0
             || inode.has_flag(INLINE_DATA_FL)
-            || inode.file_acl(self.fs) != 0;
+            || inode.file_acl(self.fs) != 0
+            || self.is_low_dtime(inode.i_dtime());
         if owner || !inode.checksum_matches(&self.fs.checksums, BAD_INO) {
             self.inode_damaged(BAD_INO, "is no valid list of bad blocks");
             return Ok(());

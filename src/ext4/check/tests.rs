@@ -151,6 +151,7 @@ fn fields_of_inodes() {
             (&["sif <9> mode 0100644"], "reserved"),
             (&["sif <10> size 281474976710656"], "reserved"),
             (&["sif <1> mode 0100644"], "list of bad blocks"),
+            (&["sif <1> dtime @4"], "list of bad blocks"),
             (&["ssv r_blocks_count 9000"], "more than half"),
             (&["ssv journal_inum 0"], "names no journal"),
             (&["ssv orphan_file_inum 12"], "filesystem's own inodes"),
