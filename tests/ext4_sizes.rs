@@ -366,3 +366,19 @@ fn growth_clears_what_deleted_inodes_left() {
     }
     remove(&image);
 }
+
+#[test]
+fn what_tune2fs_leaves_of_checksums_is_put_right() {
+    let options = ["-N", "600", "-O", "orphan_file,metadata_csum"];
+    let image = empty("tuned", 20 * MIB, &options);
+    run("tune2fs", &["-O", "^metadata_csum"], &image);
+    let disk = disk(&image);
+    let ext = Ext4::open(&disk).unwrap();
+    for target in [Target::Keep, Target::Headroom(0), Target::Headroom(MIB)] {
+        let planned = ext.image(&disk, target).unwrap();
+        judged(&image, bytes_of(&planned, &disk));
+    }
+    grown(&image, 20 * MIB);
+    grown(&image, 300 * MIB);
+    remove(&image);
+}

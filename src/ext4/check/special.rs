@@ -79,6 +79,7 @@ impl Check<'_> {
         }
         let seed = self.fs.checksums.inode_seed(number, record.generation);
         let (view, fs) = (self.view, self.fs);
+        let mut stale = false;
         for extent in self.meta.extents(record) {
             for start in (extent.start..extent.end()).step_by(AT_ONCE) {
                 let end = extent.end().min(start + AT_ONCE as u64);
@@ -92,10 +93,17 @@ impl Check<'_> {
                         if let Some(text) = orphan_block_problem(fs, seed, block, bytes) {
                             self.inode_damaged(number, text);
                         }
+                        let checksum = le32(bytes, bytes.len() - 4);
+                        stale |= checksum != 0 && !fs.checksums.enabled();
                         Ok(())
                     },
                 )?;
             }
+        }
+        if stale {
+            // tune2fs leaves them there, the kernel does not mind, and e2fsck does.
+            self.findings
+                .repaired("the orphan file had checksums without the feature");
         }
         Ok(())
     }

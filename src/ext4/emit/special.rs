@@ -18,7 +18,8 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// Writes the orphan file's blocks anew where they or their inode moved: all slots are empty.
+    /// Writes the orphan file's blocks anew where they or their inode moved, or what would be their
+    /// checksums may be stale: all slots are empty.
     pub(super) fn orphan_file(&mut self) -> Result<()> {
         const MAGIC: u32 = 0x0B10_CA04;
         let superblock = &self.metadata.fs.superblock;
@@ -37,7 +38,8 @@ impl Emitter<'_> {
         for extent in self.metadata.extents(record).to_vec() {
             for old in extent.start..extent.end() {
                 let place = self.plan.blocks.of(old);
-                if place == old && number == record.number {
+                let stays = place == old && number == record.number;
+                if stays && self.new_fs.checksums.enabled() {
                     continue;
                 }
                 let mut block = vec![0; size];
