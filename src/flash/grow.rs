@@ -334,6 +334,7 @@ fn places(
     let mut moved = Vec::new();
     for index in (grows + 1..partitions.len()).rev() {
         let from = partitions[index].range;
+        end = end.min(table.obstacle(from.end).unwrap_or(end));
         let start = end
             .checked_sub(from.len())
             .map(|start| round_down(start, ALIGNMENT).max(from.start));
@@ -355,6 +356,7 @@ fn places(
         moved.push((index, to));
         end = to.start.saturating_sub(table.lead_in(index));
     }
+    end = end.min(table.obstacle(old.end).unwrap_or(end));
     let most = round_down(end, END_ALIGNMENT);
     let most = ByteRange::new(old.start, most.max(old.end));
     let new = match to {

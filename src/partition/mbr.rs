@@ -469,6 +469,19 @@ impl Mbr {
             .collect()
     }
 
+    /// See [`PartitionTable::obstacle`](super::PartitionTable::obstacle).
+    pub fn obstacles(&self) -> Vec<u64> {
+        let mut sectors = Vec::new();
+        for (index, container) in self.containers.iter().enumerate() {
+            let members = self.logicals.iter().filter(|own| own.container == index);
+            match members.map(|own| own.ebr).max() {
+                Some(last) => sectors.extend(container.ebrs[last + 1..].iter().map(|ebr| ebr.lba)),
+                None => sectors.push(container.start),
+            }
+        }
+        sectors.into_iter().map(|lba| lba * SECTOR).collect()
+    }
+
     fn place(&self, partition: &Partition) -> Option<Place> {
         let index = (partition.number as usize).checked_sub(5)?;
         self.logicals.get(index).copied()

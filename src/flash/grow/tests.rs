@@ -110,6 +110,25 @@ fn a_filesystem_with_unknown_features_lets_its_partition_grow() {
     }
 }
 
+/// An empty extended partition neither moves nor is overrun.
+#[test]
+fn growth_ends_before_an_empty_extended_partition() {
+    let mut bytes = mbr(&filesystem(&[]));
+    let start = 20 * MIB;
+    let entry = [
+        &[0, 0, 0, 0, 5, 0, 0, 0][..],
+        &(start as u32 / 512).to_le_bytes(),
+        &8192_u32.to_le_bytes(),
+    ];
+    bytes[462..478].copy_from_slice(&entry.concat());
+    let card = Recorder::new(&bytes);
+    let plan = ExpandPlan::new(&card, ExpandTo::Max).unwrap();
+    let done = plan.run(&card, &Silent).unwrap();
+    assert_eq!(done.new_partition, start - MIB);
+    let table = PartitionTable::read(&card.disk).unwrap().unwrap();
+    assert_eq!(table.extended(), [(2, ByteRange::new(start, 24 * MIB))]);
+}
+
 #[test]
 fn what_reads_back_wrong_while_expanding_is_written_again() {
     let bytes = mbr(&filesystem(&[]));
