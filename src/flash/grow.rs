@@ -152,20 +152,29 @@ impl ExpandPlan {
             let note = "an MBR reaches only the first 2 TiB of the card: the rest stays unused";
             summary.notes.push(note.into());
         }
-        let new = places[0].1;
-        summary.new_partition = new.len();
-        summary.moved = places[1..]
-            .iter()
-            .map(|(index, _)| partitions[*index].number)
-            .collect();
         let mut plan = Self {
             steps: Steps::new(),
             summary,
         };
+        let mut new = places[0].1;
         if new != old || table.kind() == TableKind::Gpt {
             // A GPT's backup belongs at the true end in any case.
-            plan.lay_out(disk, table, &volumes, &places)?;
+            match plan.lay_out(disk, table, &volumes, &places) {
+                Ok(()) => {
+                    let moved = places[1..].iter();
+                    let moved = moved.map(|(index, _)| partitions[*index].number);
+                    plan.summary.moved = moved.collect();
+                }
+                // EBRs can lie so that there is no way around them.
+                Err(error) if table.kind() == TableKind::Mbr && is_inexpressible(&error) => {
+                    let note = format!("nothing is expanded: {}", error.one_line());
+                    plan.summary.notes.push(note);
+                    new = old;
+                }
+                Err(error) => return Err(error),
+            }
         }
+        plan.summary.new_partition = new.len();
         plan.grow_filesystem(disk, &volumes[grows], new)?;
         Ok(plan)
     }
@@ -386,6 +395,14 @@ fn places(
     let moved = moved.into_iter().rev();
     let moved = moved.filter(|(index, to)| *to != partitions[*index].range);
     Ok(Ok(std::iter::once((grows, new)).chain(moved).collect()))
+}
+
+/// Is it the table that cannot have such a layout?
+fn is_inexpressible(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Usage | ErrorKind::Unsupported | ErrorKind::NoSpace
+    )
 }
 
 fn no_room(wanted: u64, there: u64) -> Error {

@@ -473,10 +473,22 @@ impl Mbr {
     pub fn obstacles(&self) -> Vec<u64> {
         let mut sectors = Vec::new();
         for (index, container) in self.containers.iter().enumerate() {
-            let members = self.logicals.iter().filter(|own| own.container == index);
-            match members.map(|own| own.ebr).max() {
-                Some(last) => sectors.extend(container.ebrs[last + 1..].iter().map(|ebr| ebr.lba)),
-                None => sectors.push(container.start),
+            let members: Vec<_> = self
+                .logicals
+                .iter()
+                .filter(|place| place.container == index)
+                .collect();
+            if members.is_empty() {
+                sectors.push(container.start);
+            }
+            for (at, ebr) in container.ebrs.iter().enumerate() {
+                let data = members.iter().find(|place| place.ebr >= at).map(|place| {
+                    let owner = &container.ebrs[place.ebr];
+                    Entry::of(&owner.sector, place.slot).extent(owner.lba).0
+                });
+                if data.is_none_or(|start| start < ebr.lba) {
+                    sectors.push(ebr.lba);
+                }
             }
         }
         sectors.into_iter().map(|lba| lba * SECTOR).collect()

@@ -293,9 +293,9 @@ impl PartitionTable {
         }
     }
 
-    /// Returns the first byte at or behind `offset` of a part of the table that belongs to no
-    /// partition and so never moves: an extended partition that is empty, or an EBR without data
-    /// at the end of a chain.
+    /// Returns the first byte at or behind `offset` of a part of the table that does not move with
+    /// a partition behind it: an extended partition that is empty, or an EBR without data whose
+    /// chain ends there or goes back to an earlier place.
     pub fn obstacle(&self, offset: u64) -> Option<u64> {
         match &self.scheme {
             Scheme::Mbr(mbr) => mbr.obstacles().into_iter().filter(|&at| at >= offset).min(),
