@@ -152,11 +152,17 @@ impl ExpandPlan {
             let note = "an MBR reaches only the first 2 TiB of the card: the rest stays unused";
             summary.notes.push(note.into());
         }
+        let mut new = places[0].1;
+        if let Some(at) = table.obstacle(old.end)
+            && at - new.end.min(at) < END_ALIGNMENT
+        {
+            let note = "an empty part of an extended partition lies behind it: it grows no further";
+            summary.notes.push(note.into());
+        }
         let mut plan = Self {
             steps: Steps::new(),
             summary,
         };
-        let mut new = places[0].1;
         if new != old || table.kind() == TableKind::Gpt {
             // A GPT's backup belongs at the true end in any case.
             match plan.lay_out(disk, table, &volumes, &places) {

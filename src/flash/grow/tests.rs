@@ -125,6 +125,7 @@ fn growth_ends_before_an_empty_extended_partition() {
     let plan = ExpandPlan::new(&card, ExpandTo::Max).unwrap();
     let done = plan.run(&card, &Silent).unwrap();
     assert_eq!(done.new_partition, start - MIB);
+    assert!(done.notes[0].starts_with("an empty part"));
     let table = PartitionTable::read(&card.disk).unwrap().unwrap();
     assert_eq!(table.extended(), [(2, ByteRange::new(start, 24 * MIB))]);
 }
