@@ -14,7 +14,7 @@ use crate::codec::foreign;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::Target;
 use crate::io::{Overlay, RangeSet, ReadAt, Window, check_range};
-use crate::partition::{DiskLen, PartitionTable, TableKind};
+use crate::partition::{DiskLen, Layout, PartitionTable, TableKind};
 use crate::progress::{Event, Phase, Progress};
 use crate::units::{ByteRange, human_bytes, round_up};
 use crate::volume::{Content, Facts, Volume};
@@ -192,12 +192,13 @@ fn plan_disk(
         };
         contents.push(content(part, source, target, options)?);
     }
-    let ranges = match shrinks {
-        Some(index) => closed_up(table, &parts, index, &contents[index])?,
-        None => parts.iter().map(|part| part.range).collect(),
-    };
+    let mut ranges: Vec<_> = parts.iter().map(|part| part.range).collect();
+    let mut stay = None;
     let (mut overlay, tables) = if options.shrink {
-        let changes: Vec<_> = ranges.iter().copied().enumerate().collect();
+        let wanted = match shrinks {
+            Some(index) => closed_up(table, &parts, index, &contents[index])?,
+            None => ranges.clone(),
+        };
         let outside = Outside {
             source,
             parts: parts
@@ -205,7 +206,8 @@ fn plan_disk(
                 .map(|part| part.range.start..part.range.end)
                 .collect(),
         };
-        let layout = table.relayout(&outside, &changes, DiskLen::Minimal)?;
+        let layout;
+        (ranges, layout, stay) = lay_out(table, &outside, &ranges, wanted, shrinks)?;
         (layout.overlay, layout.table.table_ranges())
     } else {
         (Overlay::new(source.len()), table.table_ranges())
@@ -229,6 +231,7 @@ fn plan_disk(
         partitions: Vec::new(),
         notes: table.warnings().to_vec(),
     };
+    summary.notes.extend(stay);
     match shrinks {
         Some(index) => {
             let note = why_kept(&parts[index], &contents[index], options);
@@ -435,6 +438,36 @@ fn closed_up(
     Ok(ranges)
 }
 
+/// Computes the table of partitions at `wanted` places. Where the table cannot have that, the
+/// partitions behind the one that shrinks stay, or all do, and a note says so.
+fn lay_out(
+    table: &PartitionTable,
+    source: &dyn ReadAt,
+    old: &[ByteRange],
+    wanted: Vec<ByteRange>,
+    shrinks: Option<usize>,
+) -> Result<(Vec<ByteRange>, Layout, Option<String>)> {
+    let try_at = |ranges: &[ByteRange]| {
+        let changes: Vec<_> = ranges.iter().copied().enumerate().collect();
+        table.relayout(source, &changes, DiskLen::Minimal)
+    };
+    let error = match try_at(&wanted) {
+        Ok(layout) => return Ok((wanted, layout, None)),
+        Err(error) => error,
+    };
+    if let (Some(index), ErrorKind::Usage | ErrorKind::Unsupported) = (shrinks, error.kind()) {
+        let mut staying = old.to_vec();
+        staying[index] = wanted[index];
+        for ranges in [staying, old.to_vec()] {
+            if let Ok(layout) = try_at(&ranges) {
+                let note = format!("partitions keep their places: {}", error.one_line());
+                return Ok((ranges, layout, Some(note)));
+            }
+        }
+    }
+    Err(error)
+}
+
 /// Does the filesystem keep its size because of its features or of lost metadata?
 fn is_kept(content: &Content) -> bool {
     content.facts.unreadable.is_some()
@@ -608,3 +641,6 @@ impl ReadAt for Watched<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,20 +152,35 @@ impl ExpandPlan {
             let note = "an MBR reaches only the first 2 TiB of the card: the rest stays unused";
             summary.notes.push(note.into());
         }
-        let new = places[0].1;
-        summary.new_partition = new.len();
-        summary.moved = places[1..]
-            .iter()
-            .map(|(index, _)| partitions[*index].number)
-            .collect();
+        let mut new = places[0].1;
+        if let Some(at) = table.obstacle(old.end)
+            && at - new.end.min(at) < END_ALIGNMENT
+        {
+            let note = "an empty part of an extended partition lies behind it: it grows no further";
+            summary.notes.push(note.into());
+        }
         let mut plan = Self {
             steps: Steps::new(),
             summary,
         };
         if new != old || table.kind() == TableKind::Gpt {
             // A GPT's backup belongs at the true end in any case.
-            plan.lay_out(disk, table, &volumes, &places)?;
+            match plan.lay_out(disk, table, &volumes, &places) {
+                Ok(()) => {
+                    let moved = places[1..].iter();
+                    let moved = moved.map(|(index, _)| partitions[*index].number);
+                    plan.summary.moved = moved.collect();
+                }
+                // EBRs can lie so that there is no way around them.
+                Err(error) if table.kind() == TableKind::Mbr && is_inexpressible(&error) => {
+                    let note = format!("nothing is expanded: {}", error.one_line());
+                    plan.summary.notes.push(note);
+                    new = old;
+                }
+                Err(error) => return Err(error),
+            }
         }
+        plan.summary.new_partition = new.len();
         plan.grow_filesystem(disk, &volumes[grows], new)?;
         Ok(plan)
     }
@@ -334,6 +349,7 @@ fn places(
     let mut moved = Vec::new();
     for index in (grows + 1..partitions.len()).rev() {
         let from = partitions[index].range;
+        end = end.min(table.obstacle(from.end).unwrap_or(end));
         let start = end
             .checked_sub(from.len())
             .map(|start| round_down(start, ALIGNMENT).max(from.start));
@@ -355,6 +371,7 @@ fn places(
         moved.push((index, to));
         end = to.start.saturating_sub(table.lead_in(index));
     }
+    end = end.min(table.obstacle(old.end).unwrap_or(end));
     let most = round_down(end, END_ALIGNMENT);
     let most = ByteRange::new(old.start, most.max(old.end));
     let new = match to {
@@ -384,6 +401,14 @@ fn places(
     let moved = moved.into_iter().rev();
     let moved = moved.filter(|(index, to)| *to != partitions[*index].range);
     Ok(Ok(std::iter::once((grows, new)).chain(moved).collect()))
+}
+
+/// Is it the table that cannot have such a layout?
+fn is_inexpressible(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Usage | ErrorKind::Unsupported | ErrorKind::NoSpace
+    )
 }
 
 fn no_room(wanted: u64, there: u64) -> Error {

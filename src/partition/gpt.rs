@@ -253,11 +253,14 @@ pub(super) struct Gpt {
     array: Vec<u8>,
     /// Where the primary array lies or belongs, if known.
     primary_array_lba: Option<u64>,
+    /// How many the disk has.
+    sectors: u64,
 }
 
 /// Decodes what [`find`] found.
 pub(super) fn decode(found: Found, mbr: &Sector, disk: &dyn ReadAt) -> Result<Decoded<Gpt>> {
     let disk_len = disk.len();
+    let sectors = disk_len / found.sector_size;
     let warnings = warnings(&found, disk_len);
     let primary_problem = Copy::problem(&found.primary).map(str::to_owned);
     let backup_problem = Copy::problem(&found.backup).map(str::to_owned);
@@ -287,6 +290,7 @@ pub(super) fn decode(found: Found, mbr: &Sector, disk: &dyn ReadAt) -> Result<De
             backup: backup_header,
             array,
             primary_array_lba,
+            sectors,
         },
         partitions,
         warnings,
@@ -437,7 +441,20 @@ impl Gpt {
         if let Some(lba) = self.primary_array_lba {
             ranges.push(header.bytes(lba, header.array_sectors()));
         }
-        ranges.extend(self.backup.iter().flat_map(Header::ranges));
+        match &self.backup {
+            Some(backup) => ranges.extend(backup.ranges()),
+            None => ranges.extend(self.damaged_backup()),
+        }
         ranges
+    }
+
+    /// Returns where the primary header says that the backup is, if partitions leave room for it
+    /// there: what is left of it may be of use to a recovery.
+    fn damaged_backup(&self) -> Option<ByteRange> {
+        let header = self.primary.as_ref()?;
+        let (lba, sectors) = (header.alternate_lba(), header.array_sectors());
+        let start = lba.checked_sub(sectors)?;
+        (start > header.last_usable() && lba < self.sectors)
+            .then(|| header.bytes(start, sectors + 1))
     }
 }

@@ -469,6 +469,31 @@ impl Mbr {
             .collect()
     }
 
+    /// See [`PartitionTable::obstacle`](super::PartitionTable::obstacle).
+    pub fn obstacles(&self) -> Vec<u64> {
+        let mut sectors = Vec::new();
+        for (index, container) in self.containers.iter().enumerate() {
+            let members: Vec<_> = self
+                .logicals
+                .iter()
+                .filter(|place| place.container == index)
+                .collect();
+            if members.is_empty() {
+                sectors.push(container.start);
+            }
+            for (at, ebr) in container.ebrs.iter().enumerate() {
+                let data = members.iter().find(|place| place.ebr >= at).map(|place| {
+                    let owner = &container.ebrs[place.ebr];
+                    Entry::of(&owner.sector, place.slot).extent(owner.lba).0
+                });
+                if data.is_none_or(|start| start < ebr.lba) {
+                    sectors.push(ebr.lba);
+                }
+            }
+        }
+        sectors.into_iter().map(|lba| lba * SECTOR).collect()
+    }
+
     fn place(&self, partition: &Partition) -> Option<Place> {
         let index = (partition.number as usize).checked_sub(5)?;
         self.logicals.get(index).copied()

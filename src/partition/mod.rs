@@ -293,6 +293,16 @@ impl PartitionTable {
         }
     }
 
+    /// Returns the first byte at or behind `offset` of a part of the table that does not move with
+    /// a partition behind it: an extended partition that is empty, or an EBR without data whose
+    /// chain ends there or goes back to an earlier place.
+    pub fn obstacle(&self, offset: u64) -> Option<u64> {
+        match &self.scheme {
+            Scheme::Mbr(mbr) => mbr.obstacles().into_iter().filter(|&at| at >= offset).min(),
+            Scheme::Gpt(_) => None,
+        }
+    }
+
     /// Returns where the last partition may end at most on a disk of `disk_len` bytes: before the
     /// GPT backup table, within what 32-bit sector numbers reach in an MBR; a multiple of 4096.
     /// Never less than where it ends now, if that fits.

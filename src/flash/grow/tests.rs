@@ -110,6 +110,53 @@ fn a_filesystem_with_unknown_features_lets_its_partition_grow() {
     }
 }
 
+/// An empty extended partition neither moves nor is overrun.
+#[test]
+fn growth_ends_before_an_empty_extended_partition() {
+    let mut bytes = mbr(&filesystem(&[]));
+    let start = 20 * MIB;
+    let entry = [
+        &[0, 0, 0, 0, 5, 0, 0, 0][..],
+        &(start as u32 / 512).to_le_bytes(),
+        &8192_u32.to_le_bytes(),
+    ];
+    bytes[462..478].copy_from_slice(&entry.concat());
+    let card = Recorder::new(&bytes);
+    let plan = ExpandPlan::new(&card, ExpandTo::Max).unwrap();
+    let done = plan.run(&card, &Silent).unwrap();
+    assert_eq!(done.new_partition, start - MIB);
+    assert!(done.notes[0].starts_with("an empty part"));
+    let table = PartitionTable::read(&card.disk).unwrap().unwrap();
+    assert_eq!(table.extended(), [(2, ByteRange::new(start, 24 * MIB))]);
+}
+
+/// The chain goes through an EBR behind its partition, which has no room to move along.
+#[test]
+fn what_no_chain_can_express_does_not_grow() {
+    const KIB: usize = 1024;
+    let mut bytes = mbr(&filesystem(&[]));
+    bytes.truncate(16896 * KIB);
+    let mut put = |sector: usize, slot: usize, type_byte: u8, start: usize, len: usize| {
+        let at = sector * KIB + 446 + 16 * slot;
+        bytes[at + 4] = type_byte;
+        bytes[at + 8..at + 12].copy_from_slice(&(2 * start as u32).to_le_bytes());
+        bytes[at + 12..at + 16].copy_from_slice(&(2 * len as u32).to_le_bytes());
+        bytes[sector * KIB + 510..][..2].copy_from_slice(&[0x55, 0xAA]);
+    };
+    put(0, 1, 5, 14 * 1024, 2560);
+    put(14 * 1024, 1, 5, 2304, 1);
+    put(14 * 1024 + 2304, 1, 5, 256, 1280);
+    put(14 * 1024 + 256, 0, 0x82, 256, 1024);
+    let swap = (14 * 1024 + 512) * KIB;
+    bytes[swap + 1024] = 1;
+    bytes[swap + 4086..][..10].copy_from_slice(b"SWAPSPACE2");
+    let card = Recorder::new(&bytes);
+    let plan = ExpandPlan::new(&card, ExpandTo::Max).unwrap();
+    let notes = plan.summary().notes.join("; ");
+    assert!(notes.starts_with("nothing is expanded: "), "{notes}");
+    assert!(plan.is_nothing() && plan.summary().moved.is_empty());
+}
+
 #[test]
 fn what_reads_back_wrong_while_expanding_is_written_again() {
     let bytes = mbr(&filesystem(&[]));

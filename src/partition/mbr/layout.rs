@@ -22,10 +22,16 @@ impl Mbr {
             DiskLen::Exact(len) => len / SECTOR,
             DiskLen::Minimal => partitions_end,
         };
+        let primaries: Vec<u64> = old
+            .iter()
+            .zip(new)
+            .filter(|(partition, _)| !partition.logical)
+            .map(|(_, range)| range.start / SECTOR)
+            .collect();
         let mut plan = self.clone();
         for (index, container) in plan.containers.iter_mut().enumerate() {
             let members = self.members(index, old, new);
-            container.place(&members, limit)?;
+            container.place(&members, &primaries, limit)?;
             container.describe(&self.containers[index], &members)?;
             let (slot, start, end) = (container.slot, container.start, container.end);
             set_primary(&mut plan.sector, slot, start, end)?;
@@ -98,7 +104,8 @@ impl Mbr {
 
 impl Container {
     /// Moves the EBRs with their data and sets where the container starts and ends.
-    fn place(&mut self, members: &[Member], limit: u64) -> Result<()> {
+    /// It gives up what it has left for a primary partition that moves there.
+    fn place(&mut self, members: &[Member], primaries: &[u64], limit: u64) -> Result<()> {
         let old_needed = self.needed_end(members.iter().map(|member| member.old.1));
         let mut delta = 0;
         for (index, ebr) in self.ebrs.iter_mut().enumerate().rev() {
@@ -117,6 +124,8 @@ impl Container {
             self.start = first.lba;
         }
         let needed = self.needed_end(members.iter().map(|member| member.new.1));
+        let behind = primaries.iter().filter(|&&start| start >= needed).min();
+        let limit = behind.map_or(limit, |&start| start.min(limit));
         if needed < old_needed || self.end.max(needed) > limit {
             self.end = needed;
         } else {

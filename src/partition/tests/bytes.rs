@@ -165,6 +165,63 @@ fn only_the_needed_bytes_change() {
     );
 }
 
+/// Extended p1 at 100..500: p5 at 110..200; an EBR without data at 250, that leads back to the
+/// one of p6 at 220..240; p7 at 270..300.
+fn goes_back() -> MemoryDisk {
+    let mbr = sector(&[(0, 5, 100, 400)]);
+    let first = sector(&[(0, 0x83, 10, 90), (0, 5, 150, 1)]);
+    let empty = sector(&[(0, 0, 0, 0), (0, 5, 110, 30)]);
+    let second = sector(&[(0, 0x83, 10, 20), (0, 5, 160, 40)]);
+    let third = sector(&[(0, 0x82, 10, 30)]);
+    let ebrs = [(100, first), (250, empty), (210, second), (260, third)];
+    disk(1000, &[&[(0, mbr)], &ebrs[..]].concat())
+}
+
+/// p1 in front of an extended partition that is larger than its p5, and p3 behind it.
+#[test]
+fn an_extended_partition_gives_up_its_spare_end() {
+    let mbr = sector(&[(0, 0x83, 10, 50), (0, 0x0F, 100, 400), (0, 0x0C, 600, 100)]);
+    let ebr = sector(&[(0, 0x83, 10, 90)]);
+    let disk = disk(1000, &[(0, mbr), (100, ebr)]);
+    let table = PartitionTable::read(&disk).unwrap().unwrap();
+    for (p3, extended) in [
+        (at(200, 300), at(100, 200)),
+        (at(450, 550), at(100, 200)),
+        (at(500, 600), at(100, 500)),
+    ] {
+        let len = DiskLen::Minimal;
+        let layout = table.relayout(&disk, &[(2, p3)], len).unwrap();
+        assert_eq!(layout.table.extended(), [(2, extended)], "{p3:?}");
+        assert_eq!(layout.disk_len, p3.end);
+    }
+}
+
+#[test]
+fn what_never_moves_is_an_obstacle() {
+    let empty_chain = sector(&[]);
+    let filled = [
+        (0, sector(&[(0, 0x83, 10, 50), (0, 5, 100, 400)])),
+        (100, empty_chain),
+    ];
+    let table = PartitionTable::read(&disk(1000, &filled)).unwrap().unwrap();
+    assert_eq!(table.obstacle(60 * 512), Some(100 * 512));
+    assert_eq!(table.obstacle(101 * 512), None);
+    // A chain that ends with an EBR without data.
+    let filled = [
+        (0, sector(&[(0, 5, 100, 400)])),
+        (100, sector(&[(0, 0x83, 10, 90), (0, 5, 200, 1)])),
+        (300, empty_chain),
+    ];
+    let table = PartitionTable::read(&disk(1000, &filled)).unwrap().unwrap();
+    assert_eq!(table.obstacle(200 * 512), Some(300 * 512));
+    // One that goes back: it stays with p6, whatever moves behind it.
+    let table = PartitionTable::read(&goes_back()).unwrap().unwrap();
+    assert_eq!(table.obstacle(240 * 512), Some(250 * 512));
+    assert_eq!(table.obstacle(251 * 512), None);
+    let table = PartitionTable::read(&logical()).unwrap().unwrap();
+    assert_eq!(table.obstacle(0), None);
+}
+
 #[test]
 fn layouts_that_cannot_be() {
     use ErrorKind::{NoSpace, Unsupported, Usage};

@@ -4,7 +4,7 @@
 use super::super::*;
 use super::bytes::{disk, sector};
 use crate::io::memory::{FaultyDisk, MemoryDisk};
-use crate::io::{Source, WriteAt};
+use crate::io::{RangeSet, Source, WriteAt};
 use crate::random::random;
 
 fn mbr_seed() -> MemoryDisk {
@@ -284,5 +284,25 @@ fn an_unreadable_copy_is_a_damaged_one() {
         // The header is written anew, and the new disk never asks for the old one.
         let layout = table.relayout(&disk, &[], DiskLen::Minimal).unwrap();
         assert!(layout.table.warnings().is_empty());
+    }
+}
+
+/// An image that keeps the card's length keeps them, for a recovery.
+#[test]
+fn the_remains_of_a_backup_count_as_table() {
+    for size in [512, 4096] {
+        let last = GPT_SECTORS - 1;
+        let whole = PartitionTable::read(&gpt_seed(size)).unwrap().unwrap();
+        for bad in [last * size + 57, last * size - 1] {
+            let disk = gpt_seed(size);
+            disk.write_all_at(bad, &[0x77]).unwrap();
+            let table = PartitionTable::read(&disk).unwrap().unwrap();
+            assert_eq!(table.warnings().len(), 1);
+            let bytes = |table: &PartitionTable| -> RangeSet {
+                let ranges = table.table_ranges();
+                ranges.iter().map(|r| r.start..r.end).collect()
+            };
+            assert_eq!(bytes(&table), bytes(&whole));
+        }
     }
 }
