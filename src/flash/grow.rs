@@ -173,7 +173,8 @@ impl ExpandPlan {
                 }
                 // EBRs can lie so that there is no way around them.
                 Err(error) if table.kind() == TableKind::Mbr && is_inexpressible(&error) => {
-                    let note = format!("nothing is expanded: {}", error.one_line());
+                    // The filesystem may still grow within its partition.
+                    let note = format!("partitions keep their places: {}", error.one_line());
                     plan.summary.notes.push(note);
                     new = old;
                 }

@@ -222,12 +222,11 @@ impl<'a> Planner<'a> {
 
     fn journal_blocks(&self) -> Vec<Range<BlockNr>> {
         let journal = InodeNr(self.metadata.fs.superblock.s_journal_inum());
-        let inodes = &self.metadata.inodes;
-        let Ok(place) = inodes.binary_search_by_key(&journal, |inode| inode.number) else {
+        let Some(record) = self.metadata.inode(journal) else {
             return Vec::new();
         };
-        let extents = self.metadata.extents(&inodes[place]).iter();
-        let nodes = self.metadata.nodes(&inodes[place]).iter();
+        let extents = self.metadata.extents(record).iter();
+        let nodes = self.metadata.nodes(record).iter();
         extents
             .map(|extent| extent.start..extent.end())
             .chain(nodes.map(|node| node.block..node.block + 1))
