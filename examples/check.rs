@@ -11,7 +11,7 @@ use image::Image;
 use pishrink::error::{Error, ErrorKind, Result};
 use pishrink::ext4::check::check;
 use pishrink::ext4::findings::Findings;
-use pishrink::ext4::metadata::Metadata;
+use pishrink::ext4::read::metadata::Metadata;
 use pishrink::io::{ReadAt, Window};
 use pishrink::units::ByteRange;
 

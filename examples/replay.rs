@@ -8,9 +8,9 @@ use std::process::ExitCode;
 
 use image::Image;
 use pishrink::error::{Error, Result};
-use pishrink::ext4::journal::replay;
-use pishrink::ext4::orphan::finish_orphans;
-use pishrink::ext4::superblock::Super;
+use pishrink::ext4::format::superblock::Super;
+use pishrink::ext4::recover::journal::replay;
+use pishrink::ext4::recover::orphan::finish_orphans;
 
 fn run(path: &str, journal_only: bool) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path);

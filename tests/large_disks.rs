@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pishrink::error::ErrorKind;
-use pishrink::ext4::metadata::Metadata;
+use pishrink::ext4::read::metadata::Metadata;
 use pishrink::ext4::{Ext4, Growth, Target};
 use pishrink::io::memory::MemoryDisk;
 use pishrink::io::{ReadAt, WriteAt};

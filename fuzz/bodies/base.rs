@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use pishrink::error::Result;
-use pishrink::ext4::dir::{self, BlockKind};
 use pishrink::ext4::findings::Findings;
-use pishrink::ext4::inode::INDEX_FL;
-use pishrink::ext4::map::MapKind;
-use pishrink::ext4::metadata::{InodeRecord, Metadata};
-use pishrink::ext4::superblock::{SUPERBLOCK_OFFSET, Super};
+use pishrink::ext4::format::dir::{self, BlockKind};
+use pishrink::ext4::format::inode::INDEX_FL;
+use pishrink::ext4::format::superblock::{SUPERBLOCK_OFFSET, Super};
+use pishrink::ext4::read::map::MapKind;
+use pishrink::ext4::read::metadata::{InodeRecord, Metadata};
 use pishrink::io::ReadAt;
 use pishrink::io::memory::MemoryDisk;
 use pishrink::units::{BlockNr, GroupNr, InodeNr};

@@ -1,13 +1,13 @@
 //! Right checksums over damaged structures: without them, a damaged field would only ever show
 //! that checksums are compared.
 
-use pishrink::ext4::checksum::crc32c;
-use pishrink::ext4::dir;
-use pishrink::ext4::group_desc::GroupTable;
-use pishrink::ext4::inode::Inode;
-use pishrink::ext4::raw::{le16, put32};
-use pishrink::ext4::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
-use pishrink::ext4::xattr;
+use pishrink::ext4::format::checksum::crc32c;
+use pishrink::ext4::format::dir;
+use pishrink::ext4::format::group_desc::GroupTable;
+use pishrink::ext4::format::inode::Inode;
+use pishrink::ext4::format::raw::{le16, put32};
+use pishrink::ext4::format::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
+use pishrink::ext4::format::xattr;
 use pishrink::units::{BlockNr, InodeNr};
 
 use super::base::{Base, What};

@@ -2,10 +2,10 @@
 
 use std::sync::OnceLock;
 
-use pishrink::ext4::dir::{self, BlockKind, DirEntry, InlineDir};
-use pishrink::ext4::inode::{EXTENTS_FL, INLINE_DATA_FL, Inode};
-use pishrink::ext4::superblock::Super;
-use pishrink::ext4::xattr::{self, Area, Value};
+use pishrink::ext4::format::dir::{self, BlockKind, DirEntry, InlineDir};
+use pishrink::ext4::format::inode::{EXTENTS_FL, INLINE_DATA_FL, Inode};
+use pishrink::ext4::format::superblock::Super;
+use pishrink::ext4::format::xattr::{self, Area, Value};
 use pishrink::units::InodeNr;
 
 use super::base::bases;

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use pishrink::error::{Error, Result};
-use pishrink::ext4::dir::{self, BlockKind, InlineDir};
 use pishrink::ext4::findings::Findings;
-use pishrink::ext4::inode::{INDEX_FL, Inode, ROOT_INO};
-use pishrink::ext4::map::MapKind;
-use pishrink::ext4::metadata::{InodeRecord, Metadata};
-use pishrink::ext4::superblock::Super;
-use pishrink::ext4::xattr::{self, INDEX_SYSTEM, Value};
-use pishrink::ext4::{journal, orphan};
+use pishrink::ext4::format::dir::{self, BlockKind, InlineDir};
+use pishrink::ext4::format::inode::{INDEX_FL, Inode, ROOT_INO};
+use pishrink::ext4::format::superblock::Super;
+use pishrink::ext4::format::xattr::{self, INDEX_SYSTEM, Value};
+use pishrink::ext4::read::map::MapKind;
+use pishrink::ext4::read::metadata::{InodeRecord, Metadata};
+use pishrink::ext4::recover::{journal, orphan};
 use pishrink::io::{Overlay, ReadAt, is_zero};
 use pishrink::units::InodeNr;
 

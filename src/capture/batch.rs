@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::recover::Skip;
-use super::rescue::Rescue;
+use crate::capture::recover::Skip;
+use crate::capture::rescue::Rescue;
 use crate::error::Result;
 use crate::io::{Overlay, Source};
 

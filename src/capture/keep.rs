@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::batch::{Batch, Bytes};
-use super::map::{self, read_ranges};
-use super::plan::CapturePlan;
+use crate::capture::batch::{Batch, Bytes};
+use crate::capture::mapfile as map;
+use crate::capture::mapfile::read_ranges;
+use crate::capture::plan::CapturePlan;
 use crate::error::{Error, Result};
 use crate::io::RangeSet;
 

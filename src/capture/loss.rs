@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::map;
-use super::plan::{CapturePlan, PartitionSummary};
-use super::rescue::{Forgiving, Unread};
+use crate::capture::mapfile;
+use crate::capture::plan::{CapturePlan, PartitionSummary};
+use crate::capture::rescue::{Forgiving, Unread};
 use crate::error::{ErrorKind, Result};
 use crate::io::{RangeSet, ReadAt, Window};
 use crate::progress::{Phase, Progress};
@@ -70,7 +70,7 @@ pub fn rescued(
         read_errors: unread.read_errors,
         unreadable_bytes: unread.ranges.total(),
         losses: losses(plan, &forgiving, &unread.ranges)?,
-        map_file: map::text(plan, &unread.ranges, &RangeSet::new()),
+        map_file: mapfile::text(plan, &unread.ranges, &RangeSet::new()),
     }))
 }
 

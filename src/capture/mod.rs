@@ -8,7 +8,7 @@
 mod batch;
 mod keep;
 mod loss;
-mod map;
+mod mapfile;
 mod output;
 mod plan;
 mod recover;

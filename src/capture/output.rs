@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::plan::CapturePlan;
-use super::run::{Captured, RunOptions, Sink, run};
 use crate::bmap::Bmap;
+use crate::capture::plan::CapturePlan;
+use crate::capture::run::{Captured, RunOptions, Sink, run};
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::io::ReadAt;

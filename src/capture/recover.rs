@@ -6,10 +6,10 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 
-use super::map::SECTOR;
-use super::plan::CapturePlan;
-use super::rescue::Rescue;
 use crate::bmap::{Bmap, BmapBuilder, ContentHash};
+use crate::capture::mapfile::SECTOR;
+use crate::capture::plan::CapturePlan;
+use crate::capture::rescue::Rescue;
 use crate::error::{Error, Result};
 use crate::io::steps::pieces;
 use crate::io::{RangeSet, Segment, Source};
@@ -44,7 +44,7 @@ impl Skip {
 }
 
 /// Reads `pending` bytes of the source as far as possible and hands them to `take`. What cannot
-/// be read is in the rescue's [`Unread`](super::rescue::Unread) at the end.
+/// be read is in the rescue's [`Unread`](crate::capture::rescue::Unread) at the end.
 ///
 /// # Errors
 /// A source that is gone, `Cancelled`, what `take` fails with.
@@ -173,7 +173,7 @@ impl Places {
             segment.source.advanced(skip).apply(&mut part);
             file.seek(SeekFrom::Start(at))
                 .and_then(|_| file.write_all(&part))
-                .map_err(|error| super::run::writing(at, error))?;
+                .map_err(|error| crate::capture::run::writing(at, error))?;
         }
         Ok(())
     }

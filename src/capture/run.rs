@@ -5,13 +5,13 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 
 use sha2::{Digest, Sha256};
 
-use super::batch::{Batch, Bytes, Filler};
-use super::keep::Keeper;
-use super::loss::{Rescued, rescued};
-use super::plan::CapturePlan;
-use super::recover::{Places, recover, summed};
-use super::rescue::Rescue;
 use crate::bmap::{Bmap, BmapBuilder, ContentHash};
+use crate::capture::batch::{Batch, Bytes, Filler};
+use crate::capture::keep::Keeper;
+use crate::capture::loss::{Rescued, rescued};
+use crate::capture::plan::CapturePlan;
+use crate::capture::recover::{Places, recover, summed};
+use crate::capture::rescue::Rescue;
 use crate::codec::{Codec, Encoder};
 use crate::error::{Error, Result};
 use crate::io::{RangeSet, ReadAt, Source, is_zero};

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::output::Partial;
+use crate::capture::output::Partial;
 use crate::codec::{Codec, Decoder};
 use crate::error::{Error, Result};
 use crate::io::is_zero;

@@ -39,14 +39,14 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::geometry::Geometry;
-use super::journal::commit;
-use super::metadata::Metadata;
-use super::superblock::{
+use crate::error::{Error, Result};
+use crate::ext4::format::geometry::Geometry;
+use crate::ext4::format::superblock::{
     COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super,
     Superblock,
 };
-use crate::error::{Error, Result};
+use crate::ext4::read::metadata::Metadata;
+use crate::ext4::recover::journal::commit;
 use crate::io::steps::pieces;
 use crate::io::{Overlay, RangeSet, ReadAt, Steps};
 use crate::units::BlockNr;

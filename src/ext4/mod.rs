@@ -1,43 +1,32 @@
 //! ext2, ext3 and ext4: reading, checking and resizing, without ever writing.
 
-pub mod bitmap;
 pub mod check;
-pub mod checksum;
-pub mod claim;
-pub mod dir;
+pub mod edit;
 pub mod emit;
-pub mod fast_commit;
 pub mod findings;
-pub mod geometry;
-pub mod group_desc;
+pub mod format;
 mod in_place;
-pub mod inode;
-pub mod inode_table;
-pub mod journal;
-pub mod map;
-pub mod metadata;
-pub mod orphan;
 pub mod owner;
 pub mod plan;
-pub mod quota;
-pub mod raw;
-pub mod superblock;
+pub mod read;
+pub mod recover;
 #[cfg(test)]
 pub(crate) mod test_image;
-mod usage;
-pub mod xattr;
 
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Overlay, RangeSet, ReadAt, Steps};
 use crate::units::InodeNr;
+use edit::quota;
 use emit::{Form, emit};
 use findings::Findings;
-use group_desc::{GroupDesc, GroupTable};
-use metadata::Metadata;
+use format::group_desc::{GroupDesc, GroupTable};
+use format::superblock::{Super, Superblock};
 use plan::{NoFit, ResizePlan, minimum};
-use superblock::{Super, Superblock};
+use read::metadata::Metadata;
+use read::usage;
+use recover::{journal, orphan};
 
 /// What was done, in memory, to a filesystem that was not unmounted cleanly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,13 +4,13 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::dir::{InlineDir, entries};
-use super::findings::Findings;
-use super::inode::{INLINE_DATA_FL, ROOT_INO};
-use super::journal;
-use super::metadata::{InodeRecord, Metadata};
-use super::superblock::{SUPERBLOCK_OFFSET, Super};
 use crate::error::{Error, Result};
+use crate::ext4::findings::Findings;
+use crate::ext4::format::dir::{InlineDir, entries};
+use crate::ext4::format::inode::{INLINE_DATA_FL, ROOT_INO};
+use crate::ext4::format::superblock::{SUPERBLOCK_OFFSET, Super};
+use crate::ext4::read::metadata::{InodeRecord, Metadata};
+use crate::ext4::recover::journal;
 use crate::io::{RangeSet, ReadAt};
 use crate::units::InodeNr;
 

@@ -8,8 +8,8 @@
 //!           65 state  66 signature  67 VolID(4)  71 VolLab(11)       510 55 aa
 //! ```
 
-use super::FatKind;
 use crate::error::{Error, Result};
+use crate::fat::FatKind;
 use crate::io::ReadAt;
 
 const SECTOR: usize = 512;

@@ -5,9 +5,9 @@
 //! long   0 order (40 = last)  1 UTF-16 ×5  11 0f  13 checksum of the short name  14 ×6  28 ×2
 //! ```
 
-use super::boot::{Geometry, Root, text, u16_at, u32_at};
-use super::table::walk;
 use crate::error::{Error, Result};
+use crate::fat::boot::{Geometry, Root, text, u16_at, u32_at};
+use crate::fat::usage::walk;
 use crate::io::ReadAt;
 
 const ENTRY: usize = 32;

@@ -15,9 +15,9 @@
 mod boot;
 mod dir;
 mod owner;
-mod table;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::fmt;
 
@@ -128,7 +128,7 @@ impl Fat {
     /// # Errors
     /// `Io` if reading fails.
     pub fn usage<D: ReadAt + ?Sized>(&self, dev: &D) -> Result<Usage> {
-        table::usage(&self.geometry, dev)
+        usage::usage(&self.geometry, dev)
     }
 
     /// Returns the bytes in use, from the filesystem's first byte.

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::boot::{Geometry, Root};
-use super::dir::{self, MAX_DIRECTORY};
-use super::table::{Entry, entries};
 use crate::error::Result;
+use crate::fat::boot::{Geometry, Root};
+use crate::fat::dir::{self, MAX_DIRECTORY};
+use crate::fat::usage::{Entry, entries};
 use crate::io::{RangeSet, ReadAt};
 
 /// With more clusters only areas are told apart: the whole FAT is held in memory.

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::boot::Root;
 use super::*;
 use crate::error::ErrorKind;
+use crate::fat::boot::Root;
 use crate::io::WriteAt;
 use crate::io::memory::{FaultyDisk, MemoryDisk};
 use crate::scratch::Scratch;

@@ -5,7 +5,7 @@
 
 use super::Prefix;
 use crate::error::{Error, Result};
-use crate::ext4::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
+use crate::ext4::format::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
 use crate::partition::PartitionTable;
 use crate::units::human_bytes;
 

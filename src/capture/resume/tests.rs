@@ -186,7 +186,7 @@ fn bad_areas_wait_until_all_good_ones_are_read() {
     let file = Scratch::file(&[]);
     let out = fs::OpenOptions::new().read(true).write(true).open(&file);
     let mut sink = Sink::File(out.unwrap());
-    super::super::run(&planned, &order, &mut sink, &options(), &Silent).unwrap();
+    crate::capture::run(&planned, &order, &mut sink, &options(), &Silent).unwrap();
     let reads = order.reads.into_inner().unwrap();
     // The first failure is a large request; the next request that touches the place comes after
     // one at every other place of the plan.

@@ -1,12 +1,13 @@
 //! Extended attributes: in blocks and in slots, and the inodes that hold large values.
 
-use super::super::inode::{EA_INODE_FL, INLINE_DATA_FL, Inode};
-use super::super::raw::le16;
-use super::super::superblock::{COMPAT_EXT_ATTR, INCOMPAT_EA_INODE};
-use super::super::xattr::{self, Area, BadXattr, Value, Xattr};
-use super::Check;
-use super::batch::for_each_block;
 use crate::error::Result;
+use crate::ext4::check::Check;
+use crate::ext4::format::inode::{EA_INODE_FL, INLINE_DATA_FL, Inode};
+use crate::ext4::format::raw::le16;
+use crate::ext4::format::superblock::{COMPAT_EXT_ATTR, INCOMPAT_EA_INODE};
+use crate::ext4::format::xattr;
+use crate::ext4::format::xattr::{Area, BadXattr, Value, Xattr};
+use crate::ext4::read::blocks::for_each_block;
 use crate::units::{BlockNr, InodeNr};
 
 /// `e_name_index` of the attribute with an encryption policy.

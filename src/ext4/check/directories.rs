@@ -2,19 +2,20 @@
 
 use std::ops::Range;
 
-use super::super::dir::{self, BlockKind, DirEntry, InlineDir, LEAF_TAIL};
-use super::super::inode::{
+use crate::error::Result;
+use crate::ext4::check::Check;
+use crate::ext4::check::index::Index;
+use crate::ext4::format::dir;
+use crate::ext4::format::dir::{BlockKind, DirEntry, InlineDir, LEAF_TAIL};
+use crate::ext4::format::dirhash::{HALF_MD4, Hasher, LEGACY, SIPHASH, TEA};
+use crate::ext4::format::inode::{
     CASEFOLD_FL, ENCRYPT_FL, INDEX_FL, INLINE_DATA_FL, ROOT_INO, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG,
     file_type,
 };
-use super::super::metadata::InodeRecord;
-use super::super::raw::le32;
-use super::super::superblock::INCOMPAT_FILETYPE;
-use super::Check;
-use super::batch::for_each_block;
-use super::dirhash::{HALF_MD4, Hasher, LEGACY, SIPHASH, TEA};
-use super::index::Index;
-use crate::error::Result;
+use crate::ext4::format::raw::le32;
+use crate::ext4::format::superblock::INCOMPAT_FILETYPE;
+use crate::ext4::read::blocks::for_each_block;
+use crate::ext4::read::metadata::InodeRecord;
 use crate::units::{BlockNr, InodeNr};
 
 /// Blocks that are listed at a time, in 64 MiB; tests go through the seams.

@@ -1,8 +1,9 @@
 //! The index over a directory: every block referred to once, at the right depth, and every name's
 //! hash within what the pairs above it promise.
 
-use super::super::dir::{self, BlockKind};
-use super::super::superblock::Super;
+use crate::ext4::format::dir;
+use crate::ext4::format::dir::BlockKind;
+use crate::ext4::format::superblock::Super;
 
 /// What is known of one block of an indexed directory.
 #[derive(Clone, Copy, Debug)]
@@ -188,7 +189,7 @@ fn most_blocks(fs: &Super, levels: u8) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ext4::raw::{put16, put32};
+    use crate::ext4::format::raw::{put16, put32};
     use crate::ext4::test_image::mke2fs;
     use crate::io::memory::MemoryDisk;
 

@@ -1,24 +1,24 @@
 //! Every inode slot in use: fields that contradict each other, sizes, block counts.
 
-use super::super::dir::{InlineDir, inline_data};
-use super::super::inode::{
+use crate::error::Result;
+use crate::ext4::check::Check;
+use crate::ext4::check::attributes::{Owner, Policy, Summary};
+use crate::ext4::format::dir::{InlineDir, inline_data};
+use crate::ext4::format::inode::{
     BAD_INO, CASEFOLD_FL, ENCRYPT_FL, EXTENTS_FL, HUGE_FILE_FL, I_BLOCK_SIZE, INDEX_FL,
     INLINE_DATA_FL, Inode, JOURNAL_INO, RESIZE_INO, ROOT_INO, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
     S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, VERITY_FL,
 };
-use super::super::map::{EXTENT_MAGIC, MapKind, count_clusters};
-use super::super::metadata::InodeRecord;
-use super::super::raw::{le16, le32};
-use super::super::superblock::{
+use crate::ext4::format::raw::{le16, le32};
+use crate::ext4::format::superblock::{
     COMPAT_DIR_INDEX, COMPAT_HAS_JOURNAL, COMPAT_IMAGIC_INODES, COMPAT_ORPHAN_FILE,
     COMPAT_RESIZE_INODE, INCOMPAT_64BIT, INCOMPAT_CASEFOLD, INCOMPAT_EXTENTS, INCOMPAT_INLINE_DATA,
     INCOMPAT_LARGEDIR, OS_HURD, RO_COMPAT_HUGE_FILE, RO_COMPAT_LARGE_FILE, RO_COMPAT_QUOTA,
     Superblock,
 };
-use super::super::xattr;
-use super::Check;
-use super::attributes::{Owner, Policy, Summary};
-use crate::error::Result;
+use crate::ext4::format::xattr;
+use crate::ext4::read::map::{EXTENT_MAGIC, MapKind, count_clusters};
+use crate::ext4::read::metadata::InodeRecord;
 use crate::units::InodeNr;
 
 const IMMUTABLE_FL: u32 = 0x10;

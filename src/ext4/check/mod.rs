@@ -17,9 +17,7 @@
 //! judged. Duplicates of a name are looked for within each block, which is where e2fsck does.
 
 mod attributes;
-pub mod batch;
 mod directories;
-pub mod dirhash;
 mod index;
 mod inodes;
 mod quota;
@@ -33,15 +31,15 @@ use std::fmt::Display;
 
 use attributes::Policy;
 
-use super::bitmap::Bitmap;
-use super::findings::Findings;
-use super::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
-use super::metadata::{InodeRecord, Metadata};
-use super::superblock::{
+use crate::error::Result;
+use crate::ext4::findings::Findings;
+use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
+use crate::ext4::format::superblock::{
     COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, INCOMPAT_CASEFOLD,
     RO_COMPAT_BIGALLOC, Super,
 };
-use crate::error::Result;
+use crate::ext4::read::metadata::{InodeRecord, Metadata};
 use crate::io::ReadAt;
 use crate::units::{BlockNr, InodeNr};
 

@@ -2,22 +2,22 @@
 
 use std::ops::Range;
 
-use super::super::checksum::crc32c;
-use super::super::claim::ELSEWHERE;
-use super::super::inode::{
+use crate::error::Result;
+use crate::ext4::check::Check;
+use crate::ext4::check::inodes::{IMAGIC_FL, largest_with_pointers};
+use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::inode::{
     BAD_INO, CASEFOLD_FL, EA_INODE_FL, ENCRYPT_FL, EXTENTS_FL, INDEX_FL, INLINE_DATA_FL, Inode,
     RESIZE_INO, S_IFMT, S_IFREG,
 };
-use super::super::map::{MapError, read_map};
-use super::super::metadata::InodeRecord;
-use super::super::raw::le32;
-use super::super::superblock::{
+use crate::ext4::format::raw::le32;
+use crate::ext4::format::superblock::{
     COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, RO_COMPAT_LARGE_FILE, Super,
 };
-use super::Check;
-use super::batch::for_each_block;
-use super::inodes::{IMAGIC_FL, largest_with_pointers};
-use crate::error::Result;
+use crate::ext4::read::blocks::for_each_block;
+use crate::ext4::read::claim::ELSEWHERE;
+use crate::ext4::read::map::{MapError, read_map};
+use crate::ext4::read::metadata::InodeRecord;
 use crate::io::RangeSet;
 use crate::units::{BlockNr, InodeNr};
 

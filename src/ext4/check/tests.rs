@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::super::findings::Findings;
-use super::super::metadata::Metadata;
-use super::check;
 use crate::error::ErrorKind;
+use crate::ext4::check::check;
+use crate::ext4::findings::Findings;
+use crate::ext4::read::metadata::Metadata;
 use crate::io::memory::MemoryDisk;
 
 /// A folder that goes away with the test.
@@ -398,16 +398,16 @@ fn attributes_beside_inline_data() {
     assert_eq!(findings(&image).damage(), &[] as &[String]);
     let disk = MemoryDisk::from(std::fs::read(&image).unwrap());
     let meta = Metadata::read(&disk, &mut Findings::default()).unwrap();
-    let inline = |record: &&super::super::metadata::InodeRecord| {
-        record.flags & super::super::inode::INLINE_DATA_FL != 0
+    let inline = |record: &&crate::ext4::read::metadata::InodeRecord| {
+        record.flags & crate::ext4::format::inode::INLINE_DATA_FL != 0
     };
     let record = meta.inodes.iter().find(inline).unwrap();
     let slot = meta.read_inode(&disk, record.number).unwrap();
-    let area = super::super::xattr::in_slot(&slot).unwrap();
+    let area = crate::ext4::format::xattr::in_slot(&slot).unwrap();
     let entry = area.iter(slot.bytes()).next().unwrap().unwrap();
     assert_eq!(
         entry.value,
-        super::super::xattr::Value::Here(entry.offset..entry.offset)
+        crate::ext4::format::xattr::Value::Here(entry.offset..entry.offset)
     );
     let at = meta.inode_offset(record.number) as usize + entry.offset + 2;
     let mut bytes = std::fs::read(&image).unwrap();

@@ -1,10 +1,10 @@
 //! The tree of directories: one parent for each, no loops, and as many links as counted.
 
-use super::super::inode::{EA_INODE_FL, INDEX_FL, ROOT_INO};
-use super::super::superblock::{COMPAT_ORPHAN_FILE, RO_COMPAT_DIR_NLINK};
-use super::super::xattr;
-use super::Check;
 use crate::error::Result;
+use crate::ext4::check::Check;
+use crate::ext4::format::inode::{EA_INODE_FL, INDEX_FL, ROOT_INO};
+use crate::ext4::format::superblock::{COMPAT_ORPHAN_FILE, RO_COMPAT_DIR_NLINK};
+use crate::ext4::format::xattr;
 use crate::units::InodeNr;
 
 /// The most links an inode can count; a directory with more counts 1.
@@ -152,7 +152,7 @@ struct Dir {
 
 impl Dir {
     fn of(check: &Check<'_>, dir: usize) -> Self {
-        let super::Dir { parent, dotdot, .. } = check.dirs[dir];
+        let crate::ext4::check::Dir { parent, dotdot, .. } = check.dirs[dir];
         Self { parent, dotdot }
     }
 }

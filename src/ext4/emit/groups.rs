@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Emitter, Form};
-use crate::ext4::bitmap::set_bits;
-use crate::ext4::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
-use crate::ext4::superblock::{INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, Superblock};
+use crate::ext4::emit::{Emitter, Form};
+use crate::ext4::format::bitmap::set_bits;
+use crate::ext4::format::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
+use crate::ext4::format::superblock::{
+    INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, Superblock,
+};
 use crate::units::{BlockNr, GroupNr};
 
 impl Emitter<'_> {

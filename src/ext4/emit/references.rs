@@ -1,13 +1,13 @@
 //! What names inodes that move, or carries a checksum over its own place: directories, attributes.
 
-use super::Emitter;
 use crate::error::{Error, Result};
-use crate::ext4::check::batch::for_each_block;
-use crate::ext4::dir;
-use crate::ext4::inode::{EA_INODE_FL, INDEX_FL, INLINE_DATA_FL};
-use crate::ext4::metadata::InodeRecord;
-use crate::ext4::superblock::INCOMPAT_EA_INODE;
-use crate::ext4::xattr;
+use crate::ext4::emit::Emitter;
+use crate::ext4::format::dir;
+use crate::ext4::format::inode::{EA_INODE_FL, INDEX_FL, INLINE_DATA_FL};
+use crate::ext4::format::superblock::INCOMPAT_EA_INODE;
+use crate::ext4::format::xattr;
+use crate::ext4::read::blocks::for_each_block;
+use crate::ext4::read::metadata::InodeRecord;
 use crate::units::{BlockNr, InodeNr};
 
 /// Blocks of directories that are listed at a time: 64 MiB of them; tests go through the seams.

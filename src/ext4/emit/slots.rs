@@ -1,12 +1,12 @@
 //! Inode slots, and the trees of their files: read from the old tables, written to the new ones.
 
-use super::{Emitter, Form};
 use crate::error::Result;
-use crate::ext4::group_desc::INODE_ZEROED;
-use crate::ext4::inode::{BAD_INO, Inode};
-use crate::ext4::map::{MapKind, build_pointers, build_tree};
-use crate::ext4::metadata::{InodeRecord, Metadata};
-use crate::ext4::orphan::QuotaDelta;
+use crate::ext4::edit::quota::QuotaDelta;
+use crate::ext4::emit::{Emitter, Form};
+use crate::ext4::format::group_desc::INODE_ZEROED;
+use crate::ext4::format::inode::{BAD_INO, Inode};
+use crate::ext4::read::map::{MapKind, build_pointers, build_tree};
+use crate::ext4::read::metadata::{InodeRecord, Metadata};
 use crate::io::{Edits, Overlay, ReadAt};
 use crate::units::{BlockNr, InodeNr};
 

@@ -1,12 +1,12 @@
 //! What has a use of its own: quotas, the orphan file, the journal, MMP, the resize inode.
 
-use super::{Emitter, Form};
 use crate::error::Result;
-use crate::ext4::checksum::crc32c;
-use crate::ext4::inode::RESIZE_INO;
-use crate::ext4::quota;
-use crate::ext4::raw::put32;
-use crate::ext4::superblock::{COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, INCOMPAT_MMP};
+use crate::ext4::edit::quota;
+use crate::ext4::emit::{Emitter, Form};
+use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::inode::RESIZE_INO;
+use crate::ext4::format::raw::put32;
+use crate::ext4::format::superblock::{COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, INCOMPAT_MMP};
 use crate::units::{GroupNr, InodeNr};
 
 impl Emitter<'_> {

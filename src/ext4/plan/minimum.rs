@@ -1,7 +1,7 @@
 //! The smallest size: a search over the planner itself, so that there is no second estimate.
 
-use super::{Effort, NoFit, ResizePlan, larger_size, plan, plan_with, valid_size};
-use crate::ext4::metadata::Metadata;
+use crate::ext4::plan::{Effort, NoFit, ResizePlan, larger_size, plan, plan_with, valid_size};
+use crate::ext4::read::metadata::Metadata;
 use crate::units::BlockNr;
 
 /// Plans the filesystem at its minimum: first the number of groups, then the blocks of the last,

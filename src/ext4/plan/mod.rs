@@ -11,12 +11,12 @@ pub mod relocate;
 
 use std::ops::Range;
 
-use super::bitmap::Bitmap;
-use super::geometry::Geometry;
-use super::group_desc::GroupDesc;
-use super::map::{Extent, Node};
-use super::metadata::{InodeRecord, Metadata};
-use super::superblock::{COMPAT_RESIZE_INODE, INCOMPAT_64BIT};
+use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::geometry::Geometry;
+use crate::ext4::format::group_desc::GroupDesc;
+use crate::ext4::format::superblock::{COMPAT_RESIZE_INODE, INCOMPAT_64BIT};
+use crate::ext4::read::map::{Extent, Node};
+use crate::ext4::read::metadata::{InodeRecord, Metadata};
 use crate::units::{BlockNr, GroupNr, InodeNr};
 use moves::relocated;
 use planner::Planner;

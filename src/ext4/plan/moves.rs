@@ -3,13 +3,13 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::planner::Planner;
-use super::relocate::{BestFit, FreeSpace, Relocation};
-use super::{Effort, Files, NoFit, TreePlan};
-use crate::ext4::bitmap::Bitmap;
-use crate::ext4::map::{Extent, MapKind, Node, join_extents, tree_shape};
-use crate::ext4::metadata::{InodeRecord, Metadata};
-use crate::ext4::superblock::{COMPAT_STABLE_INODES, INCOMPAT_MMP};
+use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::superblock::{COMPAT_STABLE_INODES, INCOMPAT_MMP};
+use crate::ext4::plan::planner::Planner;
+use crate::ext4::plan::relocate::{BestFit, FreeSpace, Relocation};
+use crate::ext4::plan::{Effort, Files, NoFit, TreePlan};
+use crate::ext4::read::map::{Extent, MapKind, Node, join_extents, tree_shape};
+use crate::ext4::read::metadata::{InodeRecord, Metadata};
 use crate::units::BlockNr;
 
 /// Pieces that move, each of which takes some hundred bytes: with more, a larger size is looked for.

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::relocate::Relocation;
-use super::{Effort, Files, NoFit, ResizePlan};
-use crate::ext4::bitmap::Bitmap;
-use crate::ext4::geometry::Geometry;
-use crate::ext4::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
-use crate::ext4::metadata::Metadata;
-use crate::ext4::superblock::INCOMPAT_FLEX_BG;
+use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::geometry::Geometry;
+use crate::ext4::format::group_desc::{BLOCK_UNINIT, GroupDesc, INODE_UNINIT, INODE_ZEROED};
+use crate::ext4::format::superblock::INCOMPAT_FLEX_BG;
+use crate::ext4::plan::relocate::Relocation;
+use crate::ext4::plan::{Effort, Files, NoFit, ResizePlan};
+use crate::ext4::read::metadata::Metadata;
 use crate::io::RangeSet;
 use crate::units::{BlockNr, GroupNr, InodeNr};
 

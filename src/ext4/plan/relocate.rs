@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use crate::ext4::bitmap::Bitmap;
+use crate::ext4::format::bitmap::Bitmap;
 use crate::units::BlockNr;
 
 /// An injective run-length map from old to new block numbers; what it does not name stays.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::cases::{Case, cases, noise};
 use super::*;
-use crate::ext4::journal;
-use crate::ext4::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super, Superblock};
+use crate::ext4::format::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super, Superblock};
+use crate::ext4::recover::journal;
 use crate::ext4::test_image::Scratch;
 
 /// A random number generator whose runs can be repeated.
