@@ -10,6 +10,9 @@ mod failing;
 mod resume;
 #[path = "common/scratch.rs"]
 mod scratch;
+#[cfg(target_os = "linux")]
+#[path = "capture/unsure.rs"]
+mod unsure;
 
 use std::fs;
 use std::path::Path;

@@ -12,7 +12,7 @@ use crate::capture::mapfile as map;
 use crate::capture::mapfile::read_ranges;
 use crate::capture::plan::CapturePlan;
 use crate::error::{Error, Result};
-use crate::io::RangeSet;
+use crate::io::{Files, RangeSet};
 
 /// How often the map is written.
 const EVERY: Duration = Duration::from_secs(5);
@@ -20,6 +20,7 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Keeps account of what an image has.
 pub struct Keeper<'a> {
     plan: &'a CapturePlan,
+    files: &'a dyn Files,
     path: PathBuf,
     /// The image, to be synced before the map says that something is there.
     file: File,
@@ -37,7 +38,13 @@ impl<'a> Keeper<'a> {
     ///
     /// # Errors
     /// What the system fails with.
-    pub fn new(plan: &'a CapturePlan, path: &Path, image: &File, there: &RangeSet) -> Result<Self> {
+    pub fn new(
+        plan: &'a CapturePlan,
+        files: &'a dyn Files,
+        path: &Path,
+        image: &File,
+        there: &RangeSet,
+    ) -> Result<Self> {
         let file = image
             .try_clone()
             .map_err(|error| Error::io("opening the image once more", error))?;
@@ -47,6 +54,7 @@ impl<'a> Keeper<'a> {
         }
         Ok(Self {
             plan,
+            files,
             path: path.to_owned(),
             file,
             state: Mutex::new(State {
@@ -112,19 +120,22 @@ impl<'a> Keeper<'a> {
 
     fn write(&self, missing: &RangeSet) -> Result<()> {
         let place = self.path.display();
-        self.file
-            .sync_data()
+        self.files
+            .sync(&self.file)
             .map_err(|error| Error::io("writing out the image", error))?;
         let mut name = self.path.clone().into_os_string();
         name.push(".partial");
         let partial = PathBuf::from(name);
         let text = map::text(self.plan, &RangeSet::new(), missing);
-        File::create(&partial)
+        // Of a run that was killed.
+        let _ = fs::remove_file(&partial);
+        self.files
+            .create_new(&partial)
             .and_then(|mut file| {
                 file.write_all(text.as_bytes())?;
-                file.sync_data()
+                self.files.sync(&file)
             })
-            .and_then(|()| fs::rename(&partial, &self.path))
+            .and_then(|_| self.files.rename(&partial, &self.path))
             .map_err(|error| {
                 // The map before it is still there.
                 let _ = fs::remove_file(&partial);

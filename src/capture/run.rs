@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -9,6 +10,7 @@ use crate::bmap::{Bmap, BmapBuilder, ContentHash};
 use crate::capture::batch::{Batch, Bytes, Filler};
 use crate::capture::keep::Keeper;
 use crate::capture::loss::{Rescued, rescued};
+use crate::capture::output::TOO_LARGE;
 use crate::capture::plan::CapturePlan;
 use crate::capture::recover::{Places, recover, summed};
 use crate::capture::rescue::Rescue;
@@ -55,6 +57,8 @@ pub struct Captured {
     pub bmap: Option<Bmap>,
     /// `None`: the source could be read without an error.
     pub rescued: Option<Rescued>,
+    /// What kept a map from being written beside the image, which is whole.
+    pub besides: Option<Arc<Error>>,
 }
 
 /// Writes the image that `plan` describes; `source` is what was planned from.
@@ -165,6 +169,7 @@ pub(super) fn run_keeping(
         content_sha256,
         bmap,
         rescued,
+        besides: None,
     })
 }
 
@@ -202,6 +207,7 @@ pub(super) fn run_again(
         content_sha256,
         bmap,
         rescued: rescued(plan, source, rescue.into_unread(), progress)?,
+        besides: None,
     })
 }
 
@@ -308,10 +314,13 @@ impl<'a> Writer<'a> {
 }
 
 pub(super) fn writing(offset: u64, error: std::io::Error) -> Error {
-    Error::io(
-        format!("writing the image at byte {offset} of its contents"),
-        error,
-    )
+    let too_large = error.kind() == std::io::ErrorKind::FileTooLarge;
+    let what = format!("writing the image at byte {offset} of its contents");
+    let error = Error::io(what, error);
+    match too_large {
+        true => error.with_hint(TOO_LARGE),
+        false => error,
+    }
 }
 
 /// Lists the parts of `bytes`, which begin at `offset` of the image, that are not whole blocks of

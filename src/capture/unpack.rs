@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::capture::output::Partial;
 use crate::codec::{Codec, Decoder};
 use crate::error::{Error, Result};
-use crate::io::is_zero;
+use crate::io::{Files, is_zero};
 use crate::progress::{Phase, Progress};
 
 const CHUNK: usize = 1 << 20;
@@ -38,8 +38,7 @@ pub fn packed_as(path: &Path) -> Result<Codec> {
     Ok(Codec::detect(&first))
 }
 
-/// Unpacks the file `path` into a temporary file whose name begins with `beside`. `make_sparse` is called
-/// with that file while it is empty.
+/// Unpacks the file `path` into a temporary file whose name begins with `beside`.
 ///
 /// # Errors
 /// `Unsound` or `Verify` if it is truncated or damaged, `NoSpace` or `Io` from writing,
@@ -47,7 +46,7 @@ pub fn packed_as(path: &Path) -> Result<Codec> {
 pub fn unpack(
     path: &Path,
     beside: &Path,
-    make_sparse: &dyn Fn(&File),
+    files: &dyn Files,
     progress: &dyn Progress,
 ) -> Result<Unpacked> {
     let file = File::open(path)
@@ -56,8 +55,8 @@ pub fn unpack(
     let mut decoder = Decoder::seekable(file)?;
     let mut name = beside.as_os_str().to_owned();
     name.push(".source");
-    let (partial, mut out) = Partial::create(Path::new(&name))?;
-    make_sparse(&out);
+    let (partial, mut out) = Partial::create(files, Path::new(&name))?;
+    files.make_sparse(&out);
     let failed = |error| Error::io(format!("writing {}", partial.path().display()), error);
     progress.started(Phase::Unpack, Some(packed_len))?;
     let mut chunk = vec![0; CHUNK];

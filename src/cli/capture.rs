@@ -48,7 +48,7 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         refuse_own_output(&source.file, &args.source, paths)?;
         // A card is not read for minutes to learn that the image cannot be kept.
         if !args.dry_run {
-            paths.check_writable()?;
+            paths.check_writable(&device::SystemFiles)?;
         }
     }
     let options = PlanOptions {
@@ -69,9 +69,13 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         threads: args.threads,
         with_bmap: paths.is_some() && !args.no_bmap,
     };
+    if let Some(paths) = paths.as_ref().filter(|_| codec == Codec::Raw) {
+        paths.check_length(&device::SystemFiles, plan.image_bytes())?;
+    }
     let captured = match &paths {
         Some(paths) if args.resume => {
-            capture::capture_resuming(&plan, &*source.file, paths, &options, screen)?
+            let (source, files) = (&*source.file, &device::SystemFiles);
+            capture::capture_resuming(&plan, source, paths, &options, files, screen)?
         }
         Some(paths) => {
             if paths.partial().exists() {
@@ -84,8 +88,8 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
             if codec == Codec::Raw {
                 check_room(paths, plan.summary.room_needed())?;
             }
-            let (source, holes) = (&*source.file, &device::make_sparse);
-            capture::capture_to_file(&plan, source, paths, &options, args.force, holes, screen)?
+            let (source, files) = (&*source.file, &device::SystemFiles);
+            capture::capture_to_file(&plan, source, paths, &options, args.force, files, screen)?
         }
         None => {
             let mut sink = Sink::Stream(Box::new(std::io::stdout()));
@@ -96,6 +100,10 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     let text = done_text(&plan, &captured, paths.as_ref(), codec, seconds);
     let object = done_object(&plan, &captured, paths.as_ref(), codec, seconds);
     screen.result(&text, &object);
+    if let Some(error) = &captured.besides {
+        screen.complain(error);
+        return Ok(Exit::of(error));
+    }
     Ok(match &captured.rescued {
         Some(rescued) if rescued.unreadable_bytes > 0 => Exit::Losses,
         _ => Exit::Done,
@@ -131,7 +139,7 @@ impl Opened {
             Some(paths) => paths.image.clone(),
             None => std::env::temp_dir().join(format!("pishrink-{}", std::process::id())),
         };
-        let unpacked = capture::unpack(path, &beside, &device::make_sparse, screen)
+        let unpacked = capture::unpack(path, &beside, &device::SystemFiles, screen)
             .map_err(|error| about(path, error))?;
         Ok(Self {
             file: Arc::new(device::open_source(unpacked.path(), options)?),
@@ -399,8 +407,9 @@ fn done_object(
     codec: Codec,
     seconds: f64,
 ) -> Value {
-    let with_bmap = paths.filter(|_| captured.bmap.is_some());
-    let with_map = paths.filter(|_| captured.rescued.is_some());
+    let paths_beside = paths.filter(|_| captured.besides.is_none());
+    let with_bmap = paths_beside.filter(|_| captured.bmap.is_some());
+    let with_map = paths_beside.filter(|_| captured.rescued.is_some());
     json!({
         "image": paths.map(|paths| text_of(&paths.image)),
         "bmap": with_bmap.map(|paths| text_of(&paths.bmap)),

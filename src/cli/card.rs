@@ -166,6 +166,9 @@ pub fn open(target: &Target, screen: &Screen) -> Result<OpenCard> {
 
 /// Has the system look at the card again.
 pub fn release(card: OpenCard, screen: &Screen) {
+    if let Some(doubt) = card.0.doubt() {
+        screen.say(&format!("{}: {doubt}", card.0.path().display()));
+    }
     if card.0.info().is_some()
         && let Err(error) = card.0.reread_table()
     {

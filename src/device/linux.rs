@@ -14,18 +14,26 @@ use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Setter, opcode};
 use rustix::mount::UnmountFlags;
 
+use super::files::strongest;
 use super::open::expect_device;
 use super::sysfs::Snapshot;
-use super::unix::{NO_WAIT, file_len, is_errno, lock_alone, open_with};
-pub(super) use super::unix::{free_space, is_same_file, make_sparse, path_kind, read_at, write_at};
+use super::unix::{NO_WAIT, file_len, is_errno, is_unknown, lock_alone, open_with};
+pub(super) use super::unix::{
+    create_private, is_same_file, make_sparse, path_kind, read_at, write_at,
+};
 use super::{Access, AlignedBuf, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, Result};
+use crate::io::Synced;
 
 // linux/fs.h
 const BLKRRPART: rustix::ioctl::Opcode = opcode::none(0x12, 95);
 const BLKFLSBUF: rustix::ioctl::Opcode = opcode::none(0x12, 97);
 const BLKDISCARD: rustix::ioctl::Opcode = opcode::none(0x12, 119);
 const BLKZEROOUT: rustix::ioctl::Opcode = opcode::none(0x12, 127);
+
+// linux/magic.h
+const MSDOS_SUPER_MAGIC: u64 = 0x4d44;
+const EXFAT_SUPER_MAGIC: u64 = 0x2011_bab0;
 
 /// Enough for the direct I/O of every common file system.
 const FILE_BLOCK: u64 = 4096;
@@ -247,8 +255,25 @@ fn path_kind_of(file: &File) -> io::Result<PathKind> {
     })
 }
 
-pub(super) fn sync(file: &File) -> io::Result<()> {
-    file.sync_data()
+pub(super) fn sync(file: &File, _device: bool) -> io::Result<Synced> {
+    strongest(|| file.sync_all(), None, is_unknown)
+}
+
+pub(super) fn free_space(dir: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(dir)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+pub(super) fn can_hold(file: &File, len: u64) -> bool {
+    match rustix::fs::fstatfs(file) {
+        Ok(stat) if stat.f_type as u64 == MSDOS_SUPER_MAGIC => len <= u64::from(u32::MAX),
+        // It may write the zeros, which takes as long as the image.
+        Ok(stat) if stat.f_type as u64 == EXFAT_SUPER_MAGIC => true,
+        // What lies behind a share or FUSE is told by trying.
+        _ => !file
+            .set_len(len)
+            .is_err_and(|error| error.kind() == io::ErrorKind::FileTooLarge),
+    }
 }
 
 pub(super) fn drop_cache(file: &File, device: bool) -> io::Result<()> {

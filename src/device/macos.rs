@@ -18,11 +18,13 @@ use rustix::ioctl::{Getter, NoArg, Opcode, opcode};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::diskutil::{Info, Layout, whole_name};
+use super::files::strongest;
 use super::open::expect_device;
-use super::unix::{NO_WAIT, file_len, is_errno, lock_alone, open_with};
-pub(super) use super::unix::{free_space, is_same_file, make_sparse, read_at, write_at};
+use super::unix::{NO_WAIT, file_len, is_errno, is_unknown, lock_alone, open_with};
+pub(super) use super::unix::{create_private, is_same_file, make_sparse, read_at, write_at};
 use super::{Access, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Synced;
 
 // sys/disk.h
 const DKIOCSYNCHRONIZECACHE: Opcode = opcode::none(b'd', 22);
@@ -133,14 +135,7 @@ pub(super) fn holds(info: &DeviceInfo, path: &Path) -> Result<bool> {
         Err(Errno::NOENT) => return Ok(false),
         Err(error) => return Err(explain(error.into(), "find", path)),
     };
-    // A C string in a fixed array.
-    let source: Vec<u8> = stat
-        .f_mntfromname
-        .iter()
-        .map(|&byte| byte as u8)
-        .take_while(|&byte| byte != 0)
-        .collect();
-    let source = String::from_utf8_lossy(&source);
+    let source = text(&stat.f_mntfromname);
     let Some(name) = source.strip_prefix("/dev/") else {
         return Ok(false);
     };
@@ -288,20 +283,45 @@ fn receive_file(socket: &UnixStream) -> io::Result<Option<File>> {
     Ok(Some(File::from(file)))
 }
 
-pub(super) fn sync(file: &File) -> io::Result<()> {
-    if file.metadata()?.is_file() {
-        // F_FULLFSYNC, which has the disk empty its cache as well; fsync(2) alone does not.
-        return file.sync_all();
+pub(super) fn sync(file: &File, device: bool) -> io::Result<Synced> {
+    if !device {
+        // F_FULLFSYNC has the disk empty its cache as well; fsync(2) alone does not. Most shares, and exFAT
+        // of some versions, know only that.
+        let plain = || Ok(rustix::io::retry_on_intr(|| rustix::fs::fsync(file))?);
+        return strongest(|| file.sync_all(), Some(&plain), is_unknown);
     }
     // For a raw device fsync(2) does nothing, and F_FULLFSYNC is refused. Its writes pass no cache of the
     // system's, and this has the device empty its own.
     // SAFETY: DKIOCSYNCHRONIZECACHE takes no argument.
     let flush = || unsafe { rustix::ioctl::ioctl(file, NoArg::<DKIOCSYNCHRONIZECACHE>::new()) };
-    match rustix::io::retry_on_intr(flush) {
-        // Devices without a cache say that they know no such request.
-        Ok(()) | Err(Errno::NOTTY | Errno::NOTSUP | Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    let flush = || Ok(rustix::io::retry_on_intr(flush)?);
+    // Devices without a cache say that they know no such request.
+    strongest(flush, None, is_unknown).map(|_| Synced::Full)
+}
+
+pub(super) fn free_space(dir: &Path) -> io::Result<u64> {
+    // statvfs counts blocks in 32 bits here.
+    let stat = rustix::fs::statfs(dir)?;
+    Ok(stat.f_bavail.saturating_mul(u64::from(stat.f_bsize)))
+}
+
+pub(super) fn can_hold(file: &File, len: u64) -> bool {
+    // Trying would write the zeros on HFS+ and exFAT.
+    let Ok(stat) = rustix::fs::fstatfs(file) else {
+        return true;
+    };
+    let (kind, source) = (text(&stat.f_fstypename), text(&stat.f_mntfromname));
+    !(kind == "msdos" || source.starts_with("msdos:")) || len <= u64::from(u32::MAX)
+}
+
+/// Returns the C string in a fixed array.
+fn text(array: &[std::ffi::c_char]) -> String {
+    let bytes: Vec<u8> = array
+        .iter()
+        .map(|&byte| byte as u8)
+        .take_while(|&byte| byte != 0)
+        .collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Raw devices and files opened with `F_NOCACHE` leave nothing behind.

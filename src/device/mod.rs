@@ -11,6 +11,7 @@
 mod aligned;
 #[cfg(any(target_os = "macos", test))]
 pub(crate) mod diskutil;
+mod files;
 mod open;
 pub mod safety;
 #[cfg(any(windows, test))]
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use crate::io::{AlignedBuf, MEMORY_ALIGNMENT};
+pub use files::SystemFiles;
 pub use open::{
     OpenTarget, SourceFile, SourceOptions, Target, TargetOptions, create_card_file, open_source,
     open_target, resolve_target,
@@ -189,12 +191,6 @@ pub fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<()> {
 /// Returns how many bytes this user can still write to the file system of the folder `dir`.
 pub fn free_space(dir: &Path) -> Result<u64> {
     os::free_space(dir).map_err(|error| os::explain(error, "ask the free space of", dir))
-}
-
-/// Has the system keep long runs of zeros in `file`, which is empty yet, as holes. Best effort: most
-/// systems do so by themselves.
-pub fn make_sparse(file: &File) {
-    os::make_sparse(file);
 }
 
 /// Do both paths name the same file or device? A path that names nothing is no other.

@@ -1,9 +1,10 @@
 //! Sources and targets, opened: a file or a device behind [`ReadAt`] and [`WriteAt`].
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::aligned::Bounced;
 use super::{Access, DeviceInfo, Opened, PathKind, describe, not_a_device, os, safety};
@@ -16,8 +17,11 @@ use crate::io::{ReadAt, WriteAt, check_range};
 struct Medium {
     file: File,
     path: PathBuf,
+    device: bool,
     len: u64,
     max_transfer: usize,
+    /// What the last sync left uncertain.
+    doubt: Mutex<Option<&'static str>>,
 }
 
 impl Medium {
@@ -74,14 +78,19 @@ impl WriteAt for Medium {
     }
 
     fn sync(&self) -> Result<()> {
-        os::sync(&self.file).map_err(|error| os::explain(error, "write out", &self.path))
+        let synced = os::sync(&self.file, self.device)
+            .map_err(|error| os::explain(error, "write out", &self.path))?;
+        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = synced.doubt();
+        Ok(())
     }
 }
 
-fn over(opened: Opened, path: &Path) -> (Bounced<Medium>, Vec<String>, Vec<File>) {
+fn over(opened: Opened, path: &Path, device: bool) -> (Bounced<Medium>, Vec<String>, Vec<File>) {
     let medium = Medium {
         file: opened.file,
         path: path.to_owned(),
+        device,
+        doubt: Mutex::new(None),
         len: opened.len,
         max_transfer: opened.max_transfer,
     };
@@ -152,7 +161,7 @@ pub fn open_source(path: &Path, options: &SourceOptions) -> Result<SourceFile> {
     match kind_of(path)? {
         PathKind::Unfit(what) => Err(unfit(path, what)),
         PathKind::File => {
-            let (disk, _, _held) = over(os::open_file(path, Access::Read)?, path);
+            let (disk, _, _held) = over(os::open_file(path, Access::Read)?, path, false);
             Ok(SourceFile {
                 disk,
                 info: None,
@@ -170,7 +179,7 @@ pub fn open_source(path: &Path, options: &SourceOptions) -> Result<SourceFile> {
             if info.size == 0 {
                 return Err(no_medium(&info));
             }
-            let (disk, _, mut held) = over(os::open_device(&info, Access::Read)?, path);
+            let (disk, _, mut held) = over(os::open_device(&info, Access::Read)?, path, true);
             held.append(&mut unmounted);
             // What the cache holds of the device may be older than what its file systems wrote. This
             // writes out and forgets clean pages only; without the right to do it, reading still works.
@@ -269,7 +278,7 @@ pub fn open_target(target: &Target, options: &TargetOptions) -> Result<OpenTarge
     {
         return Err(changed(info));
     }
-    let (disk, notes, _held) = over(opened, target.path());
+    let (disk, notes, _held) = over(opened, target.path(), info.is_some());
     Ok(OpenTarget {
         disk,
         info,
@@ -315,6 +324,12 @@ impl OpenTarget {
     /// Returns what was asked for and could not be had, each a clause for the user.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Returns what the last sync left uncertain, a clause for the user.
+    pub fn doubt(&self) -> Option<&'static str> {
+        let doubt = self.disk.inner().doubt.lock();
+        *doubt.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the multiple of bytes that is written without a detour.
@@ -429,18 +444,14 @@ pub fn create_card_file(path: &Path, size: u64) -> Result<()> {
             "a card's size is a multiple of 512 bytes, {size} is not"
         )));
     }
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                let place = path.display();
-                Error::refused(format!("{place} exists already"))
-                    .with_hint("without --card-size it is written as it is")
-            }
-            _ => os::explain(error, "create", path),
-        })?;
+    let file = os::create_private(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            let place = path.display();
+            Error::refused(format!("{place} exists already"))
+                .with_hint("without --card-size it is written as it is")
+        }
+        _ => os::explain(error, "create", path),
+    })?;
     os::make_sparse(&file);
     file.set_len(size).map_err(|error| {
         // It is ours, and empty: leave nothing behind.

@@ -39,10 +39,43 @@ pub(super) fn file_len(file: &File, path: &Path) -> Result<u64> {
     )))
 }
 
-/// Returns how many bytes this user can still write to the file system of `dir`.
-pub(super) fn free_space(dir: &Path) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(dir)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+/// Does the error say that a file system knows no such request as sync? Shares, FUSE and exFAT do.
+pub(super) fn is_unknown(error: &io::Error) -> bool {
+    [
+        Errno::NOTTY,
+        Errno::NOTSUP,
+        Errno::OPNOTSUPP,
+        Errno::INVAL,
+        Errno::NOSYS,
+    ]
+    .iter()
+    .any(|&errno| is_errno(error, errno))
+}
+
+/// Creates a file that was not there, and that nobody but its owner can read. Under sudo that is the user
+/// who called it.
+pub(super) fn create_private(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    let root = rustix::process::geteuid().is_root();
+    if let Some((user, group)) = sudo_user(root, |name| std::env::var(name).ok()) {
+        // Shares and FAT have no owners, or do not let even root choose them.
+        let _ = std::os::unix::fs::fchown(&file, Some(user), Some(group));
+    }
+    Ok(file)
+}
+
+/// Returns user and group of who called sudo.
+fn sudo_user(root: bool, variable: impl Fn(&str) -> Option<String>) -> Option<(u32, u32)> {
+    let number = |name| variable(name)?.parse().ok();
+    match root {
+        true => Some((number("SUDO_UID")?, number("SUDO_GID")?)),
+        false => None,
+    }
 }
 
 pub(super) fn is_same_file(a: &Path, b: &Path) -> io::Result<bool> {
@@ -102,4 +135,34 @@ fn locked(path: &Path) -> Error {
         path.display()
     ))
     .with_hint("wait until it has finished, or stop it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_belong_to_who_called_sudo() {
+        let sudo = |name: &str| match name {
+            "SUDO_UID" => Some("1001".to_owned()),
+            "SUDO_GID" => Some("100".to_owned()),
+            _ => None,
+        };
+        assert_eq!(sudo_user(true, sudo), Some((1001, 100)));
+        // The variables alone say nothing.
+        assert_eq!(sudo_user(false, sudo), None);
+        assert_eq!(sudo_user(true, |_| None), None);
+        assert_eq!(sudo_user(true, |_| Some("-1".to_owned())), None);
+    }
+
+    #[test]
+    fn only_what_is_not_known_is_unknown() {
+        let error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
+        for errno in [Errno::NOTTY, Errno::OPNOTSUPP, Errno::INVAL, Errno::NOSYS] {
+            assert!(is_unknown(&error(errno)));
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ACCESS] {
+            assert!(!is_unknown(&error(errno)));
+        }
+    }
 }

@@ -16,17 +16,19 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use windows_sys::Win32::Foundation::{
-    ERROR_ACCESS_DENIED, ERROR_CRC, ERROR_DEVICE_NOT_CONNECTED, ERROR_INVALID_FUNCTION,
-    ERROR_IO_DEVICE, ERROR_LOCK_VIOLATION, ERROR_NO_MEDIA_IN_DRIVE, ERROR_NO_SUCH_DEVICE,
-    ERROR_NOT_READY, ERROR_SHARING_VIOLATION, ERROR_WRITE_PROTECT, GENERIC_READ, GENERIC_WRITE,
-    HANDLE, INVALID_HANDLE_VALUE,
+    ERROR_ACCESS_DENIED, ERROR_CALL_NOT_IMPLEMENTED, ERROR_CRC, ERROR_DEVICE_NOT_CONNECTED,
+    ERROR_INVALID_FUNCTION, ERROR_INVALID_PARAMETER, ERROR_IO_DEVICE, ERROR_LOCK_VIOLATION,
+    ERROR_NO_MEDIA_IN_DRIVE, ERROR_NO_SUCH_DEVICE, ERROR_NOT_READY, ERROR_NOT_SUPPORTED,
+    ERROR_SHARING_VIOLATION, ERROR_WRITE_PROTECT, GENERIC_READ, GENERIC_WRITE, HANDLE,
+    INVALID_HANDLE_VALUE,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     BY_HANDLE_FILE_INFORMATION, FILE_ATTRIBUTE_SPARSE_FILE, FILE_FLAG_BACKUP_SEMANTICS,
     FILE_FLAG_NO_BUFFERING, FILE_FLAG_SEQUENTIAL_SCAN, FILE_FLAG_WRITE_THROUGH, FILE_SHARE_DELETE,
     FILE_SHARE_READ, FILE_SHARE_WRITE, FindFirstVolumeW, FindNextVolumeW, FindVolumeClose,
-    GetDiskFreeSpaceExW, GetFileInformationByHandle, GetVolumeInformationW,
-    GetVolumeNameForVolumeMountPointW, GetVolumePathNameW, GetVolumePathNamesForVolumeNameW,
+    GetDiskFreeSpaceExW, GetFileInformationByHandle, GetVolumeInformationByHandleW,
+    GetVolumeInformationW, GetVolumeNameForVolumeMountPointW, GetVolumePathNameW,
+    GetVolumePathNamesForVolumeNameW,
 };
 use windows_sys::Win32::System::IO::DeviceIoControl;
 use windows_sys::Win32::System::Ioctl::{
@@ -37,12 +39,14 @@ use windows_sys::Win32::System::Ioctl::{
 };
 use windows_sys::Win32::System::SystemInformation::GetSystemWindowsDirectoryW;
 
+use super::files::strongest;
 use super::open::expect_device;
 use super::storage_query::{
     Descriptor, Extent, drive_number, extents, geometry, physical_sector, without_prefix,
 };
 use super::{Access, Bus, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, Result};
+use crate::io::Synced;
 
 /// The highest drive number asked for.
 const LAST_DRIVE: u32 = 31;
@@ -458,12 +462,48 @@ pub(super) fn write_at(file: &File, buf: &[u8], offset: u64) -> io::Result<usize
     file.seek_write(buf, offset)
 }
 
-pub(super) fn sync(file: &File) -> io::Result<()> {
-    match file.sync_all() {
-        // Some drivers of readers know no such request; writes to a drive go through its cache anyway.
-        Err(error) if is_code(&error, ERROR_INVALID_FUNCTION) => Ok(()),
-        result => result,
-    }
+pub(super) fn sync(file: &File, device: bool) -> io::Result<Synced> {
+    let unknown = [
+        ERROR_INVALID_FUNCTION,
+        ERROR_NOT_SUPPORTED,
+        ERROR_INVALID_PARAMETER,
+        ERROR_CALL_NOT_IMPLEMENTED,
+    ];
+    let is_unknown = |error: &io::Error| unknown.iter().any(|&code| is_code(error, code));
+    // Some drivers of readers know no such request; writes to a drive go through its cache anyway.
+    strongest(|| file.sync_all(), None, is_unknown).map(|synced| match device {
+        true => Synced::Full,
+        false => synced,
+    })
+}
+
+/// Creates a file that was not there. Who can read it is for its folder to say.
+pub(super) fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+}
+
+pub(super) fn can_hold(file: &File, len: u64) -> bool {
+    let mut kind = [0_u16; 261];
+    // SAFETY: the handle is open as long as `file` lives; the buffer is as long as is said; null is allowed
+    // for the others.
+    let known = unsafe {
+        GetVolumeInformationByHandleW(
+            handle(file),
+            ptr::null_mut(),
+            0,
+            ptr::null_mut(),
+            ptr::null_mut(),
+            ptr::null_mut(),
+            kind.as_mut_ptr(),
+            kind.len() as u32,
+        )
+    } != 0;
+    let fat = known && narrow(&kind).to_string_lossy().starts_with("FAT");
+    !fat || len <= u64::from(u32::MAX)
 }
 
 /// Unbuffered handles leave nothing behind.

@@ -3,6 +3,7 @@
 pub mod aligned;
 pub mod cursor;
 pub mod edits;
+pub mod files;
 pub mod memory;
 pub mod overlay;
 pub mod range_set;
@@ -11,6 +12,7 @@ pub mod window;
 
 pub use aligned::{AlignedBuf, MEMORY_ALIGNMENT};
 pub use edits::Edits;
+pub use files::{Files, Synced};
 pub use overlay::{Layered, Overlay, Segment, Source};
 pub use range_set::RangeSet;
 pub use steps::Steps;

@@ -21,7 +21,7 @@ use crate::capture::plan::CapturePlan;
 use crate::capture::run::{Captured, RunOptions, Sink, run_again, run_keeping};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{RangeSet, ReadAt};
+use crate::io::{Files, RangeSet, ReadAt};
 use crate::progress::Progress;
 
 /// Writes the raw image, going on from what an earlier run left. When it is stopped or fails, the
@@ -35,6 +35,7 @@ pub fn capture_resuming(
     source: &dyn ReadAt,
     paths: &ImagePaths,
     options: &RunOptions,
+    files: &dyn Files,
     progress: &dyn Progress,
 ) -> Result<Captured> {
     if options.codec != Codec::Raw {
@@ -46,7 +47,7 @@ pub fn capture_resuming(
     }
     let there = find(plan, paths)?;
     let (mut image, file) = match there {
-        None => Partial::create(&paths.image)?,
+        None => Partial::create(files, &paths.image)?,
         Some(_) => Partial::adopt(&paths.image)?,
     };
     let goes_on = there.is_some();
@@ -55,6 +56,7 @@ pub fn capture_resuming(
     }
     let keeper = Keeper::new(
         plan,
+        files,
         &paths.partial_map(),
         &file,
         &there.unwrap_or_default(),
@@ -76,10 +78,8 @@ pub fn capture_resuming(
         };
         (outcome, file)
     };
-    let outcome = outcome.and_then(|captured| {
-        publish(paths, image, file, &captured, progress)?;
-        Ok(captured)
-    });
+    let outcome =
+        outcome.and_then(|captured| publish(paths, image, file, captured, files, progress));
     outcome.map_err(|error| {
         if !paths.partial().exists() {
             // It has its name already, and lacks only what lies beside it.

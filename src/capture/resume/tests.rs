@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
+use crate::capture::output::tests::TestFiles;
 use crate::capture::plan;
 use crate::capture::rescue::tests::{Card, capture, small};
 use crate::ext4::test_image::Scratch;
@@ -49,7 +50,14 @@ fn names(folder: &Scratch) -> Vec<String> {
 
 fn go_on(disk: &dyn ReadAt, paths: &ImagePaths, progress: &dyn Progress) -> Result<Captured> {
     let plan = plan(disk, &small(), &Silent)?;
-    capture_resuming(&plan, disk, paths, &options(), progress)
+    capture_resuming(
+        &plan,
+        disk,
+        paths,
+        &options(),
+        &TestFiles::default(),
+        progress,
+    )
 }
 
 #[test]
@@ -75,7 +83,15 @@ fn a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been_stopped() {
     let disk = FaultyDisk::new(MemoryDisk::from(card.bytes.clone()));
     let plan = plan(&disk, &small(), &Silent).unwrap();
     let planned = disk.read_so_far();
-    let again = capture_resuming(&plan, &disk, &paths, &options(), &Silent).unwrap();
+    let again = capture_resuming(
+        &plan,
+        &disk,
+        &paths,
+        &options(),
+        &TestFiles::default(),
+        &Silent,
+    )
+    .unwrap();
     for range in disk.read_so_far().iter() {
         for read in before.there.iter_within(range) {
             assert!(planned.gaps(read).is_empty());
@@ -109,7 +125,7 @@ fn what_was_lost_is_filled_in_when_it_can_be_read() {
         &paths,
         &options(),
         false,
-        &|_| (),
+        &TestFiles::default(),
         &Silent,
     );
     assert_eq!(lost(captured.unwrap()), Some(700 * 512));
@@ -146,7 +162,15 @@ fn another_card_another_option_and_another_map_are_refused() {
     let map = fs::read_to_string(&paths.mapfile).unwrap();
     let refusal = |disk: &dyn ReadAt, options: &crate::capture::PlanOptions| {
         let plan = plan(disk, options, &Silent).unwrap();
-        let error = capture_resuming(&plan, disk, &paths, &self::options(), &Silent).unwrap_err();
+        let error = capture_resuming(
+            &plan,
+            disk,
+            &paths,
+            &self::options(),
+            &TestFiles::default(),
+            &Silent,
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
         error.to_string()
     };
