@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::capture::recover::Skip;
 use crate::capture::rescue::Rescue;
+use crate::capture::rescue::Skip;
 use crate::error::Result;
 use crate::io::{Overlay, Source};
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::capture::batch::{Batch, Bytes};
 use crate::capture::mapfile as map;
 use crate::capture::mapfile::read_ranges;
-use crate::capture::plan::CapturePlan;
+use crate::capture::summary::CapturePlan;
 use crate::error::{Error, Result};
 use crate::io::{Files, RangeSet};
 

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::capture::mapfile;
-use crate::capture::plan::{CapturePlan, PartitionSummary};
 use crate::capture::rescue::{Forgiving, Unread};
+use crate::capture::summary::{CapturePlan, PartitionSummary};
 use crate::error::{ErrorKind, Result};
 use crate::io::{RangeSet, ReadAt, Window};
 use crate::progress::{Phase, Progress};

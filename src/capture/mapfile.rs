@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::ops::Range;
 
-use crate::capture::plan::CapturePlan;
+use crate::capture::summary::CapturePlan;
 use crate::error::{Error, Result};
 use crate::io::{Overlay, RangeSet, Source};
 

@@ -3,45 +3,24 @@
 //! at last single sectors, and these once more.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
 
-use crate::bmap::{Bmap, BmapBuilder, ContentHash};
 use crate::capture::mapfile::SECTOR;
-use crate::capture::plan::CapturePlan;
-use crate::capture::rescue::Rescue;
-use crate::error::{Error, Result};
+use crate::capture::rescue::{Rescue, Skip};
+use crate::capture::summary::CapturePlan;
+use crate::error::Result;
 use crate::io::steps::pieces;
-use crate::io::{RangeSet, Segment, Source};
-use crate::progress::{Phase, Progress};
+use crate::io::{RangeSet, Segment};
 
 /// The sizes of requests, one after the other.
 const STEPS: [u64; 4] = [1 << 20, 64 << 10, 4 << 10, SECTOR];
-
-/// What is skipped after an error, at first and at most.
-const LEAST_SKIP: u64 = 64 << 10;
-const MOST_SKIP: u64 = 64 << 20;
 
 /// How often a single sector is tried again.
 const RETRIES: u32 = 2;
 
 /// After so many errors in a row the source is asked whether it is there at all.
 const PROBE_AFTER: u32 = 8;
-
-/// Grows with each error, and is none after a success.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Skip(u64);
-
-impl Skip {
-    /// Notes how a request ended. Returns how many bytes behind it to leave out for now.
-    pub fn after(&mut self, success: bool) -> u64 {
-        self.0 = match success {
-            true => 0,
-            false => (self.0 * 2).clamp(LEAST_SKIP, MOST_SKIP),
-        };
-        self.0
-    }
-}
 
 /// Reads `pending` bytes of the source as far as possible and hands them to `take`. What cannot
 /// be read is in the rescue's [`Unread`](crate::capture::rescue::Unread) at the end.
@@ -173,50 +152,8 @@ impl Places {
             segment.source.advanced(skip).apply(&mut part);
             file.seek(SeekFrom::Start(at))
                 .and_then(|_| file.write_all(&part))
-                .map_err(|error| crate::capture::run::writing(at, error))?;
+                .map_err(|error| crate::capture::sink::writing(at, error))?;
         }
         Ok(())
     }
-}
-
-/// Reads an image's file once more, for its digest and map.
-///
-/// # Errors
-/// What the file fails with, `Cancelled`.
-pub fn summed(
-    plan: &CapturePlan,
-    file: &mut File,
-    with_bmap: bool,
-    progress: &dyn Progress,
-) -> Result<(String, Option<Bmap>)> {
-    let len = plan.image_bytes();
-    progress.started(Phase::Verify, Some(plan.summary.mapped_bytes))?;
-    let mut content = ContentHash::new();
-    let mut bmap = with_bmap.then(|| BmapBuilder::new(len, &plan.mapped));
-    let mut buf = vec![0; 1 << 20];
-    for segment in plan.overlay.all_segments() {
-        if matches!(segment.source, Source::Zero) {
-            content.zeros(segment.len);
-            if let Some(bmap) = &mut bmap {
-                bmap.zeros(segment.start, segment.len)?;
-            }
-            continue;
-        }
-        for piece in pieces(segment.start..segment.end(), 1 << 20) {
-            let part = &mut buf[..(piece.end - piece.start) as usize];
-            file.seek(SeekFrom::Start(piece.start))
-                .and_then(|_| file.read_exact(part))
-                .map_err(|error| {
-                    Error::io(format!("reading the image at byte {}", piece.start), error)
-                })?;
-            content.update(part);
-            if let Some(bmap) = &mut bmap {
-                bmap.update(piece.start, part)?;
-            }
-            progress.advanced(Phase::Verify, part.len() as u64)?;
-        }
-    }
-    progress.finished(Phase::Verify)?;
-    let bmap = bmap.map(BmapBuilder::finish).transpose()?;
-    Ok((content.finish_hex(), bmap))
 }

@@ -2,8 +2,7 @@
 
 use bzip2::{Decompress, Status};
 
-use super::decode::{Fault, Step};
-use super::streams::Stream;
+use super::unpack::{Fault, Step, Stream};
 
 /// Unpacks one stream; its CRCs are checked by the library.
 pub(super) struct BzStream(Decompress);

@@ -2,43 +2,12 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 
-use super::streams::Streams;
+use super::unpack::{Fault, Streams, Unpack};
 use super::{Codec, bzip2, gzip, xz, zip, zstd};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How much packed input is held at a time.
 const INPUT: usize = 256 << 10;
-
-/// What a format's unpacker makes of a stretch of its input.
-pub(super) trait Unpack: Send {
-    /// Takes some of `input` and fills some of `output`. `last` says that nothing follows `input`.
-    /// Doing neither means that it needs more input.
-    fn step(&mut self, input: &[u8], output: &mut [u8], last: bool) -> Result<Step, Fault>;
-
-    /// May the input end after what was taken so far?
-    fn may_end(&self) -> bool;
-}
-
-/// Bytes taken from the input and put into the output.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Step {
-    pub(super) read: usize,
-    pub(super) written: usize,
-}
-
-impl Step {
-    pub(super) const NOTHING: Step = Step {
-        read: 0,
-        written: 0,
-    };
-}
-
-/// Why a format cannot be unpacked, still without its place.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Fault {
-    Damaged(String),
-    Unsupported(String),
-}
 
 /// Unpacks an image of any known format.
 ///

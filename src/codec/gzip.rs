@@ -16,8 +16,7 @@ use std::thread::{Builder, JoinHandle};
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use super::decode::{Fault, Step};
-use super::streams::Stream;
+use super::unpack::{Fault, Step, Stream};
 
 const WINDOW: usize = 32 << 10;
 const CHUNK: usize = 512 << 10;

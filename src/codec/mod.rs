@@ -18,9 +18,9 @@ mod decode;
 mod encode;
 pub mod foreign;
 mod gzip;
-mod streams;
 #[cfg(test)]
 mod tests;
+mod unpack;
 mod xz;
 mod zip;
 mod zstd;

@@ -9,8 +9,7 @@ use xz2::stream::{
     Stream as Lzma,
 };
 
-use super::decode::{Fault, Step};
-use super::streams::Stream;
+use super::unpack::{Fault, Step, Stream};
 
 /// Above this the decoder uses fewer threads; for `xz -6` a thread takes about 33 MiB, more than
 /// that in flight.

@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use super::decode::{Fault, Step, Unpack};
+use super::unpack::{Fault, Step, Unpack};
 use crate::error::{Error, Result};
 
 const LOCAL: u32 = 0x0403_4b50;

@@ -6,7 +6,7 @@ use zstd::stream::raw::{CParameter, Decoder as Raw, Encoder as RawEncoder, Opera
 use zstd::stream::write::Encoder as Writer;
 use zstd::stream::zio;
 
-use super::decode::{Fault, Step, Unpack};
+use super::unpack::{Fault, Step, Unpack};
 
 /// Packed bytes given to the sink at once.
 const OUTPUT: usize = 256 << 10;

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::cell::Cell;
 use super::plan::BLOCK;
 use super::target::{Slot, is_final};
-use super::write::Cell;
 use crate::error::{Error, Result};
 use crate::io::{AlignedBuf, ReadAt};
 use crate::pipeline::Queue;

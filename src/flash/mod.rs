@@ -9,6 +9,7 @@
 //! mebibyte is zeros from before the first write until all else has been read back, so whatever
 //! stops a flash, the card does not look bootable.
 
+mod cell;
 mod check;
 mod classify;
 mod commit;
@@ -21,6 +22,7 @@ mod lane;
 mod plan;
 mod probe;
 mod publish;
+mod reading;
 mod source;
 mod target;
 #[cfg(test)]
@@ -44,6 +46,7 @@ pub use verify::Verification;
 use crate::bmap::Bmap;
 use crate::codec::foreign;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::prefix::Prefix;
 use crate::io::{AlignedBuf, ReadAt, check_range};
 use crate::partition::PartitionTable;
 use crate::pipeline::{Job, together};
@@ -421,20 +424,4 @@ fn name_if_stalled(lane: &Lane, named: &mut bool, limit: Duration) {
 fn needed_by_table(first: &[u8]) -> Option<u64> {
     let table = PartitionTable::read(&Prefix(first)).ok().flatten()?;
     table.partitions().iter().map(|p| p.range.end).max()
-}
-
-/// The first bytes of something long whose other bytes are not known yet.
-struct Prefix<'a>(&'a [u8]);
-
-impl ReadAt for Prefix<'_> {
-    fn len(&self) -> u64 {
-        1 << 60
-    }
-
-    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        check_range(self.0.len() as u64, offset, buf.len() as u64)
-            .map_err(|_| Error::new(ErrorKind::Io, "these bytes are not there yet"))?;
-        buf.copy_from_slice(&self.0[offset as usize..offset as usize + buf.len()]);
-        Ok(())
-    }
 }

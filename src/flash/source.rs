@@ -95,7 +95,7 @@ impl ImageSource for FileSource {
                 file,
             }));
         }
-        Ok(Box::new(Unpacked(Decoder::seekable(file)?)))
+        Ok(Box::new(Decoded(Decoder::seekable(file)?)))
     }
 
     fn can_reopen(&self) -> bool {
@@ -134,7 +134,7 @@ where
         let stream = (self.open)()?;
         Ok(match self.sha256 {
             Some(_) => Box::new(Hashed::new(stream, self.sha256, Decoder::new)?),
-            None => Box::new(Unpacked(Decoder::new(stream)?)),
+            None => Box::new(Decoded(Decoder::new(stream)?)),
         })
     }
 
@@ -200,9 +200,9 @@ impl ImageReader for RawFile {
     }
 }
 
-struct Unpacked(Decoder);
+struct Decoded(Decoder);
 
-impl ImageReader for Unpacked {
+impl ImageReader for Decoded {
     fn len_hint(&self) -> Option<u64> {
         self.0.size_hint()
     }

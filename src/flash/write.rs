@@ -12,12 +12,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
 use super::Options;
+use super::cell::Cell;
 use super::digest::Digests;
 use super::lane::{IN_FLIGHT, Lane};
-use super::plan::{BLOCK, CELL, FlashPlan, HEAD, too_small};
+use super::plan::{CELL, FlashPlan, HEAD, too_small};
+use super::reading::{RangeCheck, Unpacked, read_cells};
 use super::source::ImageReader;
 use crate::bmap::Bmap;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,61 +30,12 @@ const ZERO_RUN: u64 = 64 << 10;
 /// Unpacked cells that wait for their digests.
 const UNPACKED: usize = 2;
 
-/// Bytes of the image on their way to the cards. The buffer goes back when all are done with it.
-pub(super) struct Cell {
-    /// Where the buffer's first byte belongs.
-    start: u64,
-    buf: Option<AlignedBuf>,
-    pool: Arc<Queue<AlignedBuf>>,
-    ranges: Vec<Range<u64>>,
-    runs: Vec<(Range<u64>, bool)>,
-}
-
-impl Cell {
-    /// What to write.
-    pub(super) fn ranges(&self) -> &[Range<u64>] {
-        &self.ranges
-    }
-
-    /// The same, cut where long runs of zeros (`true`) begin and end.
-    pub(super) fn runs(&self) -> &[(Range<u64>, bool)] {
-        &self.runs
-    }
-
-    pub(super) fn bytes(&self, range: &Range<u64>) -> &[u8] {
-        let buf = self.buf.as_deref().unwrap_or_default();
-        &buf[(range.start - self.start) as usize..(range.end - self.start) as usize]
-    }
-
-    pub(super) fn len(&self) -> u64 {
-        self.ranges
-            .iter()
-            .map(|range| range.end - range.start)
-            .sum()
-    }
-}
-
-impl Drop for Cell {
-    fn drop(&mut self) {
-        if let Some(buf) = self.buf.take() {
-            self.pool.push(buf);
-        }
-    }
-}
-
 /// What was written, to be held against what the cards have.
 pub(super) struct Written {
     pub(super) digests: Digests,
     /// The withheld ranges with their bytes, the card's first block in front.
     pub(super) head: Vec<(u64, Vec<u8>)>,
     pub(super) image_len: u64,
-}
-
-/// A stretch of the image, just unpacked.
-pub(super) struct Unpacked {
-    pub(super) start: u64,
-    pub(super) len: usize,
-    pub(super) buf: AlignedBuf,
 }
 
 /// Writes the image to all lanes that live. `first` is what was read of it already, less than
@@ -152,53 +103,6 @@ pub(super) fn write_all(
         head: feed.head,
         image_len,
     })
-}
-
-/// Reads what the plan wants, cell by cell. Returns the image's length.
-pub(super) fn read_cells(
-    reader: &mut dyn ImageReader,
-    first: (AlignedBuf, usize),
-    plan: &FlashPlan,
-    pool: &Queue<AlignedBuf>,
-    unpacked: &Queue<Unpacked>,
-) -> Result<u64> {
-    let (buf, len) = first;
-    let mut position = len as u64;
-    let mut ended = len < CELL as usize;
-    let cell = Unpacked { start: 0, len, buf };
-    if !unpacked.push(cell) {
-        return Ok(position);
-    }
-    while !ended {
-        let Some(next) = plan.next_written(position) else {
-            break;
-        };
-        let start = (next - next % BLOCK).max(position);
-        reader.skip(start - position)?;
-        let end = start - start % CELL + CELL;
-        let wanted = match plan.written_within(start..end).last() {
-            Some(last) => (last.end - start) as usize,
-            None => break,
-        };
-        let Some(mut buf) = pool.pop() else {
-            return Ok(position);
-        };
-        let len = reader.read_full(&mut buf[..wanted])?;
-        position = start + len as u64;
-        ended = len < wanted;
-        if len > 0 && !unpacked.push(Unpacked { start, len, buf }) {
-            return Ok(position);
-        }
-    }
-    let whole = reader.finish()?;
-    if plan.image_len().is_some_and(|len| len > whole) {
-        return Err(Error::unsound(format!(
-            "the image ends at byte {whole}, but should have {} bytes",
-            plan.image_len().unwrap_or_default()
-        ))
-        .with_hint("fetch or capture the image again"));
-    }
-    Ok(whole)
 }
 
 /// The middle of the pipeline.
@@ -298,61 +202,5 @@ fn zero_runs(range: &Range<u64>, bytes: &[u8], runs: &mut Vec<(Range<u64>, bool)
             _ => runs.push((at..end, zero)),
         }
         at = end;
-    }
-}
-
-/// The checksums of a block map, fed with the image from its start on.
-pub(super) struct RangeCheck<'a> {
-    map: &'a Bmap,
-    next: usize,
-    hash: Sha256,
-}
-
-impl<'a> RangeCheck<'a> {
-    pub(super) fn new(map: &'a Bmap) -> Self {
-        Self {
-            map,
-            next: 0,
-            hash: Sha256::new(),
-        }
-    }
-
-    pub(super) fn update(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
-        let end = start + bytes.len() as u64;
-        while let Some(range) = self.map.ranges.get(self.next) {
-            let whole = self.map.bytes_of(range);
-            let (from, to) = (whole.start.max(start), whole.end.min(end));
-            if from < to && range.sha256.is_some() {
-                self.hash
-                    .update(&bytes[(from - start) as usize..(to - start) as usize]);
-            }
-            if whole.end > end {
-                break;
-            }
-            let got: [u8; 32] = self.hash.finalize_reset().into();
-            if range.sha256.is_some_and(|expected| expected != got) {
-                return Err(Error::new(
-                    ErrorKind::Verify,
-                    format!(
-                        "the image is damaged: bytes {} to {} (blocks {}-{}) do not have the \
-                         checksum in the block map",
-                        whole.start, whole.end, range.first, range.last
-                    ),
-                )
-                .with_hint("fetch or capture the image again"));
-            }
-            self.next += 1;
-        }
-        Ok(())
-    }
-
-    pub(super) fn finish(&self, image_len: u64) -> Result<()> {
-        if self.next < self.map.ranges.len() || image_len != self.map.image_size {
-            return Err(Error::unsound(format!(
-                "the block map is of an image of {} bytes, this one has {image_len}",
-                self.map.image_size
-            )));
-        }
-        Ok(())
     }
 }

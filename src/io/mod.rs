@@ -6,6 +6,7 @@ pub mod edits;
 pub mod files;
 pub mod memory;
 pub mod overlay;
+pub(crate) mod prefix;
 pub mod range_set;
 pub mod steps;
 pub mod window;

@@ -12,10 +12,9 @@ pub use content::{Content, ExtFacts, Facts, Owned};
 pub use signatures::Opaque;
 pub use swap::Swap;
 
-
 use crate::error::{ErrorKind, Result};
-use crate::ext4::format::superblock::{INCOMPAT_JOURNAL_DEV, Superblock};
 use crate::ext4;
+use crate::ext4::format::superblock::{INCOMPAT_JOURNAL_DEV, Superblock};
 use crate::fat::Fat;
 use crate::io::{RangeSet, ReadAt};
 use ext::{bitmap_content, ext_content, ext_name, ext_owned, is_plausible};

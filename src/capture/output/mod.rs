@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bmap::Bmap;
-use crate::capture::plan::CapturePlan;
-use crate::capture::run::{Captured, RunOptions, Sink, run};
+use crate::capture::run::{Captured, run};
+use crate::capture::sink::{RunOptions, Sink};
+use crate::capture::summary::CapturePlan;
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Files, ReadAt, Synced};

@@ -254,6 +254,6 @@ fn what_no_file_can_hold_is_refused_before_anything_is_read() {
     paths.check_length(&TestFiles::default(), 1 << 40).unwrap();
     assert!(names(&folder).is_empty());
     let cause = io::Error::from(io::ErrorKind::FileTooLarge);
-    let error = crate::capture::run::writing(1 << 32, cause);
+    let error = crate::capture::sink::writing(1 << 32, cause);
     assert!(error.hint().unwrap().contains(".img.xz"), "{error:?}");
 }

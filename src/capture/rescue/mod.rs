@@ -191,6 +191,25 @@ fn is_gone(error: &Error) -> bool {
             .is_some_and(|code| gone.contains(&code))
 }
 
+/// What is skipped after an error, at first and at most.
+const LEAST_SKIP: u64 = 64 << 10;
+const MOST_SKIP: u64 = 64 << 20;
+
+/// Grows with each error, and is none after a success.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Skip(u64);
+
+impl Skip {
+    /// Notes how a request ended. Returns how many bytes behind it to leave out for now.
+    pub fn after(&mut self, success: bool) -> u64 {
+        self.0 = match success {
+            true => 0,
+            false => (self.0 * 2).clamp(LEAST_SKIP, MOST_SKIP),
+        };
+        self.0
+    }
+}
+
 /// A source that gives zeros for what cannot be read.
 pub struct Forgiving<'a>(Mutex<Rescue<'a>>);
 

@@ -1,6 +1,35 @@
-//! Formats that may hold several streams one after the other, with zeros behind them.
+//! What unpacks a format: one step at a time, and stream after stream with zeros behind them.
 
-use super::decode::{Fault, Step, Unpack};
+/// What a format's unpacker makes of a stretch of its input.
+pub(super) trait Unpack: Send {
+    /// Takes some of `input` and fills some of `output`. `last` says that nothing follows `input`.
+    /// Doing neither means that it needs more input.
+    fn step(&mut self, input: &[u8], output: &mut [u8], last: bool) -> Result<Step, Fault>;
+
+    /// May the input end after what was taken so far?
+    fn may_end(&self) -> bool;
+}
+
+/// Bytes taken from the input and put into the output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Step {
+    pub(super) read: usize,
+    pub(super) written: usize,
+}
+
+impl Step {
+    pub(super) const NOTHING: Step = Step {
+        read: 0,
+        written: 0,
+    };
+}
+
+/// Why a format cannot be unpacked, still without its place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Fault {
+    Damaged(String),
+    Unsupported(String),
+}
 
 /// Unpacks one stream of a format.
 pub(super) trait Stream: Send {
