@@ -168,20 +168,20 @@ fn every_size_down_to_the_minimum() {
         for blocks in sizes.range(least..) {
             let target = Target::Blocks(*blocks);
             let planned = ext
-                .image(&disk, target)
+                .image(target)
                 .unwrap_or_else(|error| panic!("{name}: {blocks} of {least}: {error}"));
             assert!(
                 (least..=*blocks).contains(&planned.blocks),
                 "{name}: {blocks}"
             );
-            let again = ext.image(&disk, target).unwrap();
+            let again = ext.image(target).unwrap();
             let bytes = bytes_of(&planned, &disk);
             assert!(bytes == bytes_of(&again, &disk), "{name}: {blocks}");
             assert_eq!(planned.stored, again.stored, "{name}: {blocks}");
             let result = judged(&image, bytes);
             assert!(files(&result) == expected, "{name}: {blocks}");
         }
-        let error = ext.image(&disk, Target::Blocks(least - 1)).unwrap_err();
+        let error = ext.image(Target::Blocks(least - 1)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{name}: {error}");
         remove(&image);
     }
@@ -192,7 +192,7 @@ fn every_size_down_to_the_minimum() {
 fn minimum_is_full(image: &Path, file: &str, nodes: usize) {
     let disk = disk(image);
     let ext = Ext4::open(&disk).unwrap();
-    let planned = ext.image(&disk, Target::Headroom(0)).unwrap();
+    let planned = ext.image(Target::Headroom(0)).unwrap();
     let result = judged(image, bytes_of(&planned, &disk));
     assert!(files(&result) == files(image));
     let said = |what: &str| {
@@ -278,7 +278,7 @@ fn grown(image: &Path, len: u64) -> PathBuf {
     disk.write_all_at(0, &old).unwrap();
     disk.write_all_at(old.len() as u64, &rest).unwrap();
     let ext = Ext4::open(&disk).unwrap();
-    let growth = ext.grow(&disk, len).unwrap();
+    let growth = ext.grow(len).unwrap();
     assert!(growth.new_len >= growth.old_len && growth.new_len <= len);
     growth.steps.commit(&disk, &mut |_, _| Ok(())).unwrap();
     judged(image, disk.to_vec())
@@ -341,12 +341,13 @@ fn growth_where_no_group_has_room() {
         let expected = files(&image);
         let disk = disk(&image);
         let ext = Ext4::open(&disk).unwrap();
-        let least = ext.image(&disk, Target::Headroom(0)).unwrap();
+        let least = ext.image(Target::Headroom(0)).unwrap();
         std::fs::write(&image, bytes_of(&least, &disk)).unwrap();
         let result = grown(&image, 300 * MIB);
         assert!(files(&result) == expected, "{features}");
         let len = std::fs::metadata(&result).unwrap().len();
-        let ext = Ext4::open(&self::disk(&result)).unwrap();
+        let disk = self::disk(&result);
+        let ext = Ext4::open(&disk).unwrap();
         assert!(len - ext.total_bytes() < 2 * MIB, "{features}");
         remove(&image);
     }
@@ -359,8 +360,9 @@ fn growth_clears_what_deleted_inodes_left() {
     let script = image.with_file_name("script");
     std::fs::write(&script, "sif <15> mode 0100644\nsif <15> dtime 0\n").unwrap();
     run("debugfs", &["-w", "-f", script.to_str().unwrap()], &image);
-    let ext = Ext4::open(&disk(&image)).unwrap();
-    assert_eq!(ext.findings.slots_to_clear().len(), 1);
+    let disk = disk(&image);
+    let ext = Ext4::open(&disk).unwrap();
+    assert_eq!(ext.findings().slots_to_clear().len(), 1);
     for len in [20 * MIB, 40 * MIB] {
         grown(&image, len);
     }
@@ -375,7 +377,7 @@ fn what_tune2fs_leaves_of_checksums_is_put_right() {
     let disk = disk(&image);
     let ext = Ext4::open(&disk).unwrap();
     for target in [Target::Keep, Target::Headroom(0), Target::Headroom(MIB)] {
-        let planned = ext.image(&disk, target).unwrap();
+        let planned = ext.image(target).unwrap();
         judged(&image, bytes_of(&planned, &disk));
     }
     grown(&image, 20 * MIB);

@@ -69,7 +69,7 @@ fn grown(image: &Path, len: u64) -> (MemoryDisk, Growth) {
     let disk = MemoryDisk::new(len);
     disk.write_all_at(0, &std::fs::read(image).unwrap())
         .unwrap();
-    let growth = Ext4::open(&disk).unwrap().grow(&disk, len).unwrap();
+    let growth = Ext4::open(&disk).unwrap().grow(len).unwrap();
     growth.steps.commit(&disk, &mut |_, _| Ok(())).unwrap();
     (disk, growth)
 }
@@ -77,7 +77,7 @@ fn grown(image: &Path, len: u64) -> (MemoryDisk, Growth) {
 /// Gives the file, inode 12, new places: so many blocks from there on, one extent each.
 fn put_file_at(disk: &MemoryDisk, places: &[(u64, usize)]) {
     let ext = Ext4::open(disk).unwrap();
-    let meta = Metadata::read(disk, &mut ext.findings.clone()).unwrap();
+    let meta = Metadata::read(disk, &mut ext.findings().clone()).unwrap();
     let number = InodeNr(12);
     let mut slot = meta.read_inode(disk, number).unwrap();
     let root = slot.i_block_mut();
@@ -109,7 +109,7 @@ fn a_file_behind_block_2_to_the_32_comes_down_and_stays_the_same() {
     let (disk, growth) = grown(&image, 22 * TIB);
     assert_eq!(growth.new_len, 22 * TIB);
     let ext = Ext4::open(&disk).unwrap();
-    assert!(ext.findings.repairs().is_empty(), "{:?}", ext.findings);
+    assert!(ext.findings().repairs().is_empty(), "{:?}", ext.findings());
     assert_eq!(ext.superblock().blocks_count(), 22 * TIB / BLOCK);
     assert_eq!(ext.superblock().s_blocks_count_hi(), 1);
     let copy = disk.read_vec_at(177_147 * 32768 * BLOCK, 1024).unwrap();
@@ -124,16 +124,16 @@ fn a_file_behind_block_2_to_the_32_comes_down_and_stays_the_same() {
         put_file_at(&disk, places);
         let ext = Ext4::open(&disk).unwrap();
         // The bitmaps know nothing of it, which is put right.
-        assert!(!ext.findings.repairs().is_empty());
-        let kept = ext.image(&disk, Target::Keep).unwrap();
+        assert!(!ext.findings().repairs().is_empty());
+        let kept = ext.image(Target::Keep).unwrap();
         assert_eq!((kept.overlay.len(), kept.moved_blocks), (22 * TIB, 0));
         let view = kept.overlay.over(&disk);
-        assert!(Ext4::open(&view).unwrap().findings.repairs().is_empty());
+        assert!(Ext4::open(&view).unwrap().findings().repairs().is_empty());
         for &(place, count) in places {
             assert!(kept.stored.contains(place * BLOCK));
             assert!(kept.stored.contains((place + count as u64) * BLOCK - 1));
         }
-        let shrunk = ext.image(&disk, Target::Headroom(0)).unwrap();
+        let shrunk = ext.image(Target::Headroom(0)).unwrap();
         assert!(shrunk.moved_blocks >= 25);
         let len = shrunk.overlay.len();
         assert!(len < 64 << 20, "{len}");
@@ -182,10 +182,10 @@ fn a_partial_group_below_2_to_the_32_blocks_is_filled_and_gone_beyond() {
         .unwrap();
     for blocks in [BEYOND - 1, BEYOND, beyond] {
         let ext = Ext4::open(&disk).unwrap();
-        let growth = ext.grow(&disk, blocks * BLOCK).unwrap();
+        let growth = ext.grow(blocks * BLOCK).unwrap();
         growth.steps.commit(&disk, &mut |_, _| Ok(())).unwrap();
         let ext = Ext4::open(&disk).unwrap();
-        assert!(ext.findings.repairs().is_empty(), "{:?}", ext.findings);
+        assert!(ext.findings().repairs().is_empty(), "{:?}", ext.findings());
         assert_eq!(ext.superblock().blocks_count(), blocks);
     }
 }

@@ -52,7 +52,7 @@ fn judge(disk: &mut Disk, input: &Input<'_>) {
     }
     if input.flags & BITMAPS != 0 {
         match Ext4::open_by_bitmaps(disk) {
-            Ok(ext) => match ext.image(disk, Target::Keep) {
+            Ok(ext) => match ext.image(Target::Keep) {
                 Ok(image) => rest_is_zero(&image, disk),
                 Err(error) => is_refusal(&error),
             },
@@ -77,7 +77,7 @@ fn judge(disk: &mut Disk, input: &Input<'_>) {
         .iter()
         .all(|name| checked.contains(&name.as_str()));
     if grows {
-        match ext.grow(disk, disk.len()) {
+        match ext.grow(disk.len()) {
             Ok(growth) => grown(&growth, disk, usize::from(input.amount)),
             Err(error) => may_refuse(&error, true),
         }
@@ -89,7 +89,7 @@ fn judge(disk: &mut Disk, input: &Input<'_>) {
         (_, 1) => Target::Headroom(amount * 64),
         _ => Target::Blocks(amount / 4),
     };
-    match ext.image(disk, target) {
+    match ext.image(target) {
         Ok(image) => {
             shrunk(&image, disk, resizable, is_checked);
             let is_least = target == Target::Headroom(0);
@@ -111,8 +111,8 @@ fn shrunk(image: &Image, disk: &Disk, resizable: bool, is_checked: bool) {
     rest_is_zero(image, disk);
     let view = image.overlay.over(disk);
     let again = Ext4::open(&view).expect("the image is sound");
-    assert_eq!(again.findings.repairs(), [""; 0]);
-    assert_eq!(again.recovery, Default::default());
+    assert_eq!(again.findings().repairs(), [""; 0]);
+    assert_eq!(again.recovery(), Default::default());
     assert_eq!(again.total_bytes(), image.overlay.len());
     assert_eq!(again.total_bytes() - again.used_bytes(), image.free_bytes);
     if resizable {
@@ -128,7 +128,7 @@ fn grown(growth: &Growth, disk: &Disk, stop: usize) {
     let flat = growth.steps.flat(disk.len());
     let view = flat.over(disk);
     let again = Ext4::open(&view).expect("what grew is sound");
-    assert_eq!(again.findings.repairs(), [""; 0]);
+    assert_eq!(again.findings().repairs(), [""; 0]);
     assert_eq!(again.total_bytes(), growth.new_len);
     tree::assert_same(disk, &view);
     // Interrupted, it may need e2fsck, but shows no other files.

@@ -33,7 +33,7 @@ pub(super) fn ext_content(
         }
         Err(error) => return Err(error),
     };
-    sized_content(&ext, superblock, device, target)
+    sized_content(&ext, superblock, target)
 }
 
 /// The filesystem as its bitmaps have it, after `error` kept the rest from being read.
@@ -43,7 +43,7 @@ pub(super) fn bitmap_content(
     error: Error,
 ) -> Result<Content> {
     let kept = Ext4::open_by_bitmaps(device)
-        .and_then(|ext| sized_content(&ext, superblock, device, ext4::Target::Keep));
+        .and_then(|ext| sized_content(&ext, superblock, ext4::Target::Keep));
     match kept {
         Ok(mut content) => {
             content.facts.clean = false;
@@ -58,13 +58,12 @@ pub(super) fn bitmap_content(
 pub(super) fn sized_content(
     ext: &Ext4,
     superblock: &Superblock,
-    device: &dyn ReadAt,
     target: ext4::Target,
 ) -> Result<Content> {
     let in_the_way = ext.features_in_the_way();
     let kept = !in_the_way.is_empty() && target != ext4::Target::Keep;
     let target = if kept { ext4::Target::Keep } else { target };
-    let image = ext.image(device, target)?;
+    let image = ext.image(target)?;
     let Recovery {
         journal_was_dirty,
         transactions,
@@ -72,7 +71,7 @@ pub(super) fn sized_content(
         orphans_deleted,
         orphans_truncated,
         ..
-    } = ext.recovery;
+    } = ext.recovery();
     let new_total = image.overlay.len();
     let state = ext.superblock().s_state();
     let mut notes = Vec::new();
@@ -97,7 +96,7 @@ pub(super) fn sized_content(
             fast_commits_replayed: fast_commits,
             orphans_deleted,
             orphans_truncated,
-            repairs: ext.findings.repairs().to_vec(),
+            repairs: ext.findings().repairs().to_vec(),
             features_in_the_way: if kept { in_the_way } else { Vec::new() },
             moved_blocks: image.moved_blocks,
             moved_inodes: image.moved_inodes,

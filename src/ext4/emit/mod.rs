@@ -18,6 +18,7 @@ use crate::ext4::format::inode::Inode;
 use crate::ext4::format::superblock::{INCOMPAT_MMP, SUPERBLOCK_OFFSET, Super};
 use crate::ext4::plan::ResizePlan;
 use crate::ext4::read::metadata::Metadata;
+use crate::ext4::sound::Sound;
 use crate::io::{Edits, Overlay, RangeSet, ReadAt};
 use crate::units::{BlockNr, InodeNr};
 use slots::SlotReader;
@@ -41,16 +42,13 @@ pub struct Emitted {
     pub stored: RangeSet,
 }
 
-/// Emits the plan. `view` is the filesystem that `metadata` was read from.
+/// Emits the plan of `sound`.
 ///
 /// # Errors
 /// What the device fails with; `Unsound` where something to rewrite is damaged.
-pub fn emit(
-    plan: &ResizePlan,
-    metadata: &Metadata,
-    view: &dyn ReadAt,
-    form: Form,
-) -> Result<Emitted> {
+pub fn emit(plan: &ResizePlan, sound: &Sound, form: Form) -> Result<Emitted> {
+    let metadata = sound.metadata();
+    let view = &sound.recovered().view();
     let mut emitter = Emitter {
         plan,
         metadata,

@@ -1,7 +1,10 @@
 //! The smallest size: a search over the planner itself, so that there is no second estimate.
 
-use crate::ext4::plan::{Effort, NoFit, ResizePlan, larger_size, plan, plan_with, valid_size};
+use crate::ext4::plan::{
+    Effort, NoFit, ResizePlan, larger_size, plan_metadata as plan, plan_with, valid_size,
+};
 use crate::ext4::read::metadata::Metadata;
+use crate::ext4::sound::Sound;
 use crate::units::BlockNr;
 
 /// Plans the filesystem at its minimum: first the number of groups, then the blocks of the last,
@@ -9,7 +12,8 @@ use crate::units::BlockNr;
 ///
 /// # Errors
 /// [`NoFit`] when not even the present size can be planned.
-pub fn plan_minimum(metadata: &Metadata) -> Result<ResizePlan, NoFit> {
+pub fn plan_minimum(sound: &Sound) -> Result<ResizePlan, NoFit> {
+    let metadata = sound.metadata();
     let geometry = &metadata.fs.geometry;
     let mut least = Least {
         metadata,
@@ -84,7 +88,8 @@ impl Least<'_> {
 ///
 /// # Errors
 /// [`NoFit`] when that is below the minimum.
-pub fn plan_at_most(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
+pub fn plan_at_most(sound: &Sound, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
+    let metadata = sound.metadata();
     plan(metadata, valid_size(metadata, blocks))
 }
 
@@ -92,7 +97,8 @@ pub fn plan_at_most(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, 
 ///
 /// # Errors
 /// [`NoFit`] as [`plan`] gives it.
-pub fn plan_at_least(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
+pub fn plan_at_least(sound: &Sound, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
+    let metadata = sound.metadata();
     plan(metadata, larger_size(metadata, blocks))
 }
 
@@ -101,7 +107,8 @@ pub fn plan_at_least(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan,
 ///
 /// # Errors
 /// [`NoFit`] when not even the present size can be planned.
-pub fn plan_growth(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
+pub fn plan_growth(sound: &Sound, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
+    let metadata = sound.metadata();
     let geometry = &metadata.fs.geometry;
     let target = valid_size(metadata, blocks).max(geometry.blocks_count);
     if let Ok(plan) = plan(metadata, target) {

@@ -17,6 +17,7 @@ use crate::ext4::format::group_desc::GroupDesc;
 use crate::ext4::format::superblock::{COMPAT_RESIZE_INODE, INCOMPAT_64BIT};
 use crate::ext4::read::map::{Extent, Node};
 use crate::ext4::read::metadata::{InodeRecord, Metadata};
+use crate::ext4::sound::Sound;
 use crate::units::{BlockNr, GroupNr, InodeNr};
 use moves::relocated;
 use planner::Planner;
@@ -203,7 +204,12 @@ pub fn larger_size(metadata: &Metadata, blocks: BlockNr) -> BlockNr {
 ///
 /// # Errors
 /// [`NoFit`] when it cannot have that size.
-pub fn plan(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
+pub fn plan(sound: &Sound, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
+    plan_metadata(sound.metadata(), blocks)
+}
+
+/// As [`plan`], within this room.
+fn plan_metadata(metadata: &Metadata, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
     match plan_with(Effort::Usual, metadata, blocks) {
         Err(NoFit::Blocks { .. } | NoFit::Nodes { .. }) => {
             plan_with(Effort::Tight, metadata, blocks)

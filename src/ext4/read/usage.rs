@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::findings::Findings;
 use crate::ext4::format::bitmap::bit;
 use crate::ext4::format::group_desc::{BLOCK_UNINIT, GroupDesc, GroupTable, INODE_UNINIT};
@@ -198,6 +198,23 @@ pub fn journal_contents(
     Ok(without_superblock.collect())
 }
 
+/// Returns what a filesystem that is known by its bitmaps alone holds without meaning.
+pub fn blank_bytes(fs: &Super, table: &GroupTable, view: &dyn ReadAt) -> Result<Vec<Range<u64>>> {
+    let mut blank = Vec::new();
+    for found in [
+        journal_contents(fs, table, view),
+        unused_slots(fs, table, view),
+    ] {
+        match found {
+            Ok(ranges) => blank.extend(ranges),
+            // Unreadable, they are taken along like everything else.
+            Err(error) if error.kind() == ErrorKind::Io => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(blank)
+}
+
 #[cfg(test)]
 mod tests {
     use crate::ext4::format::group_desc::GroupTable;
@@ -242,7 +259,7 @@ mod tests {
         disk.write_all_at(bitmap + 1000, &[1]).unwrap();
         let ext = Ext4::open(&disk).unwrap();
         assert_eq!(ext.features_in_the_way(), ["FEATURE_R30"]);
-        let image = ext.image(&disk, Target::Keep).unwrap();
+        let image = ext.image(Target::Keep).unwrap();
         assert!(image.stored.intersects(8001 << 10..8002 << 10));
         let root = fs.geometry.offset(table.groups[0].inode_table()) + fs.geometry.inode_size;
         disk.write_all_at(root + I_BLOCKS_LO, &[99]).unwrap();

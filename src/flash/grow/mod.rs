@@ -240,7 +240,7 @@ impl ExpandPlan {
         if old >= range.len() {
             return Ok(());
         }
-        match ext.grow(&window, range.len()) {
+        match ext.grow(range.len()) {
             Ok(growth) if growth.new_len > old => {
                 self.summary.new_filesystem = Some(growth.new_len);
                 let steps = growth.steps.rebase(range.start, disk.len());

@@ -24,6 +24,13 @@ const RATIO: u64 = 4;
 /// An image in the making.
 struct Image(Scratch);
 
+/// What was told of a filesystem that was opened.
+struct Opened {
+    findings: Findings,
+    recovery: crate::ext4::Recovery,
+    in_the_way: Vec<String>,
+}
+
 impl Image {
     /// Makes a filesystem with files of 9, 6 and 30 blocks, the last in pieces that take a tree, and an
     /// attribute in a block.
@@ -62,10 +69,10 @@ impl Image {
         self.0.ask("e2fsck", &["-fn"]).0
     }
 
-    fn open(&self) -> (MemoryDisk, crate::error::Result<Ext4>) {
+    /// Opens it, and gives what the image would put right.
+    fn open(&self) -> crate::error::Result<Findings> {
         let disk = MemoryDisk::from(self.0.read());
-        let opened = Ext4::open(&disk);
-        (disk, opened)
+        Ext4::open(&disk).map(|ext| ext.findings().clone())
     }
 
     fn number(&self, name: &str) -> u32 {
@@ -90,10 +97,10 @@ impl Image {
     }
 
     /// Captures it, which has to give a sound image of the same size.
-    fn captured(&self) -> (Ext4, Self, crate::io::RangeSet) {
-        let (disk, opened) = self.open();
-        let opened = opened.unwrap();
-        let image = opened.image(&disk, Target::Keep).unwrap();
+    fn captured(&self) -> (Opened, Self, crate::io::RangeSet) {
+        let disk = MemoryDisk::from(self.0.read());
+        let opened = Ext4::open(&disk).unwrap();
+        let image = opened.image(Target::Keep).unwrap();
         assert_eq!(image.overlay.len(), LEN);
         let view = image.overlay.over(&disk);
         let bytes = view.read_vec_at(0, LEN as usize).unwrap();
@@ -119,6 +126,11 @@ impl Image {
             opened.total_bytes() - opened.used_bytes(),
             free * BLOCK as u64
         );
+        let opened = Opened {
+            findings: opened.findings().clone(),
+            recovery: opened.recovery(),
+            in_the_way: opened.features_in_the_way(),
+        };
         (opened, captured, image.stored)
     }
 }
@@ -208,7 +220,7 @@ fn damaged_clusters_are_refused() {
     const ASKEW: &str = "lies in its cluster in another place";
     let sound = Image::clustered();
     let bytes = sound.0.read();
-    assert!(sound.open().1.is_ok());
+    assert!(sound.open().is_ok());
     let nine = sound.block("nine", 0);
     let six = sound.block("six", 0);
     let node = {
@@ -296,7 +308,7 @@ fn damaged_clusters_are_refused() {
         std::fs::write(&sound.0, &bytes).unwrap();
         damage(&sound);
         assert_ne!(sound.judge(), 0, "{what}");
-        let error = sound.open().1.unwrap_err();
+        let error = sound.open().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsound, "{what}");
         let text = error.one_line();
         assert!(text.contains(expected), "{what}: {text}");
@@ -391,14 +403,14 @@ fn orphans_give_their_clusters_back() {
 fn fast_commits_and_orphans_do_not_go_with_shared_blocks() {
     let image = Image::new("^resize_inode", &[]);
     image.debugfs(&["feature shared_blocks"]);
-    assert!(image.open().1.is_ok());
+    assert!(image.open().is_ok());
     let number = image.number("nine");
     image.debugfs(&[
         &format!("sif <{number}> size 100"),
         &format!("sif <{number}> dtime @0"),
         &format!("ssv last_orphan {number}"),
     ]);
-    let error = image.open().1.unwrap_err();
+    let error = image.open().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
 
@@ -418,7 +430,7 @@ fn files_share_blocks() {
         assert_eq!(image.0.ask("e2fsck", &["-fy"]).0, 1);
         assert_eq!(image.judge(), 0);
         let (opened, captured, stored) = image.captured();
-        assert_eq!(opened.features_in_the_way(), ["shared_blocks"]);
+        assert_eq!(opened.in_the_way, ["shared_blocks"]);
         assert_eq!(opened.findings.repairs(), &[] as &[String]);
         assert!(!stored.intersects(six * BLOCK as u64..(six + 1) * BLOCK as u64));
         assert_eq!(captured.count("six", 9), 6 * BLOCK - 1);
@@ -438,7 +450,7 @@ fn files_share_blocks() {
             // Unwritten ones would become zeros.
             patch_extent(&image, "six", 0, EE_START_LO, block as u32);
             patch_extent(&image, "six", 0, 4, 1 + flags * 0x8000);
-            let text = image.open().1.unwrap_err().one_line();
+            let text = image.open().unwrap_err().one_line();
             assert!(
                 text.contains("is in use elsewhere"),
                 "{block} {flags}: {text}"

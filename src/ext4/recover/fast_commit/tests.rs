@@ -611,8 +611,8 @@ fn a_recorded_crash_gives_what_the_kernel_makes_of_it() {
     let packed = fs::read(format!("{folder}.img.zst")).unwrap();
     let disk = MemoryDisk::from(zstd::decode_all(packed.as_slice()).unwrap());
     let ext = crate::ext4::Ext4::open(&disk).unwrap();
-    assert_eq!(ext.recovery.fast_commits, 8);
-    let image = ext.image(&disk, crate::ext4::Target::Keep).unwrap();
+    assert_eq!(ext.recovery().fast_commits, 8);
+    let image = ext.image(crate::ext4::Target::Keep).unwrap();
     let bytes = image
         .overlay
         .over(&disk)

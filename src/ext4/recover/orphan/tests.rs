@@ -225,7 +225,7 @@ fn quota_files_forget_orphans() {
     image.enlist(&[(deleted, None), (cut, Some(5000))]);
     let disk = MemoryDisk::from(image.0.read());
     let ext4 = crate::ext4::Ext4::open(&disk).unwrap();
-    let kept = ext4.image(&disk, crate::ext4::Target::Keep).unwrap();
+    let kept = ext4.image(crate::ext4::Target::Keep).unwrap();
     let bytes = kept.overlay.over(&disk).read_vec_at(0, LEN as usize);
     let result = Scratch::file(&bytes.unwrap());
     let text = result.run("e2fsck", &["-fn"]);
