@@ -104,7 +104,7 @@ fn what_is_no_image_of_a_disk_reaches_no_card() {
         fs::write(&file, bytes).unwrap();
         let out = scratch.path("out.img.zst");
         let all = [
-            "flash _ _ --yes",
+            "flash _ _ --yes --overwrite",
             "verify _",
             "capture _ _",
             "inspect _",
@@ -137,7 +137,7 @@ fn what_is_no_image_of_a_disk_reaches_no_card() {
         .status();
     assert!(made.unwrap().success());
     let said = pishrink(&words(
-        "flash _ _ --yes",
+        "flash _ _ --yes --overwrite",
         &[&scratch.path("disk.img.xz.gz"), &card],
     ));
     assert_eq!(said.code, 3);
@@ -224,7 +224,7 @@ fn a_card_file_that_was_made_for_a_failed_run_goes_again() {
     assert_eq!(names(&scratch), ["disk.img"]);
     // One that was there before stays, whatever becomes of it.
     fs::write(&a, vec![0; MIB as usize]).unwrap();
-    let said = pishrink(&words("flash _ _ --yes", &[&image, &a]));
+    let said = pishrink(&words("flash _ _ --yes --overwrite", &[&image, &a]));
     assert_eq!(said.code, 1, "{}", said.err);
     let said = pishrink(&words("flash _ _ --card-size 20MiB", &[&image, &b]));
     assert_eq!(said.code, 0, "{}", said.err);

@@ -133,6 +133,9 @@ pub struct Flash {
     /// Also write to devices that do not look like a card
     #[arg(long)]
     pub allow_any_device: bool,
+    /// Write over a target that is a file and exists: all that is in it is lost
+    #[arg(long)]
+    pub overwrite: bool,
     /// Create the target as a file that stands for a card of this size
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub card_size: Option<u64>,

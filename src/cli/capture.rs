@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::args::Capture;
 use super::download::is_url;
 use super::exit::Exit;
+use super::mistaken;
 use super::render::{Screen, clean, human_seconds};
 use crate::capture::{
     self, CapturePlan, Captured, ImagePaths, PartitionSummary, PlanOptions, Rescued, RunOptions,
@@ -26,6 +27,9 @@ const LOSSES_SHOWN: usize = 30;
 
 pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     let begun = Instant::now();
+    if args.image != Path::new("-") {
+        mistaken::capture(&args.source, &args.image)?;
+    }
     let codec = codec(args)?;
     let paths = (args.image != Path::new("-")).then(|| ImagePaths::new(&args.image));
     if args.resume {

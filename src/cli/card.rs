@@ -58,8 +58,10 @@ pub struct Permissions<'a> {
     /// Do not ask.
     pub yes: bool,
     pub allow_any_device: bool,
-    /// Must not be destroyed.
-    pub image: Option<&'a Path>,
+    /// May a file that exists be written?
+    pub files: bool,
+    /// Files that must not be destroyed: the image, and what lies beside it.
+    pub needed: &'a [PathBuf],
 }
 
 /// Looks at the targets without changing anything, and refuses what must not be written.
@@ -70,22 +72,29 @@ pub fn judge(paths: &[PathBuf], permissions: &Permissions) -> Result<Vec<Target>
     let mut targets: Vec<Target> = Vec::new();
     for path in paths {
         let target = device::resolve_target(path)?;
-        let holds_image = match permissions.image {
-            Some(image) if device::target_holds(&target, image)? => Some(image),
-            _ => None,
-        };
+        let mut held = None;
+        for needed in permissions.needed {
+            if device::target_holds(&target, needed)? {
+                held = Some(needed.as_path());
+                break;
+            }
+        }
         match &target {
             Target::Device(info) => {
                 let rules = safety::TargetRules {
                     allow_any_device: permissions.allow_any_device,
-                    holds_image,
+                    holds_image: held,
                 };
                 safety::assess_target(info, &rules)?;
             }
             Target::File(path) => {
-                if holds_image.is_some() {
-                    let place = path.display();
-                    return Err(Error::refused(format!("{place} is the image itself")));
+                let place = path.display();
+                if held.is_some() {
+                    let what = format!("{place} is the image itself, or belongs to it");
+                    return Err(Error::refused(what));
+                }
+                if !permissions.files {
+                    return Err(exists(path));
                 }
             }
         }
@@ -101,6 +110,13 @@ pub fn judge(paths: &[PathBuf], permissions: &Permissions) -> Result<Vec<Target>
         targets.push(target);
     }
     Ok(targets)
+}
+
+/// Somebody's backup, perhaps: only who says so writes over a file.
+fn exists(path: &Path) -> Error {
+    let place = path.display();
+    Error::refused(format!("{place} is a file that exists, and would be lost"))
+        .with_hint("--overwrite, if it stands for a card; `pishrink devices` lists the cards")
 }
 
 /// Shows what would be lost and asks for a yes. `what` is what happens to it.

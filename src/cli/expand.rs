@@ -37,7 +37,9 @@ pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
     let permissions = Permissions {
         yes: args.yes,
         allow_any_device: args.allow_any_device,
-        image: None,
+        // What it does is done in place, and loses nothing.
+        files: true,
+        needed: &[],
     };
     let targets = card::judge(std::slice::from_ref(&args.target), &permissions)?;
     let devices: Vec<_> = targets

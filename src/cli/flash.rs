@@ -11,6 +11,7 @@ use super::capture::about;
 use super::card::{self, OpenCard, Permissions};
 use super::exit::Exit;
 use super::image::{Image, Wishes};
+use super::mistaken;
 use super::render::{Screen, clean, error_object, human_seconds};
 use crate::device::{self, Target};
 use crate::error::{Error, Result};
@@ -19,6 +20,7 @@ use crate::units::human_bytes;
 
 pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
     let begun = Instant::now();
+    mistaken::flash(&args.image, &args.targets, args.card_size.is_some())?;
     let wishes = Wishes {
         bmap: args.bmap.as_deref(),
         no_bmap: args.no_bmap,
@@ -28,7 +30,9 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
     let permissions = Permissions {
         yes: args.yes,
         allow_any_device: args.allow_any_device,
-        image: image.path.as_deref(),
+        // Those that --card-size makes do not exist yet.
+        files: args.overwrite || args.card_size.is_some(),
+        needed: &image.files,
     };
     if let Some(path) = &image.path {
         // Before anything is asked, created or unmounted.

@@ -29,6 +29,8 @@ pub struct Image {
     pub checked: bool,
     /// The file it is in.
     pub path: Option<PathBuf>,
+    /// Files that must stay as they are: the image and what lies beside it, the image first.
+    pub files: Vec<PathBuf>,
 }
 
 /// What the user says about an image.
@@ -53,6 +55,8 @@ impl Image {
                 map,
                 checked: wishes.sha256.is_some(),
                 path: None,
+                // What the shell put there with <.
+                files: with_map(cfg!(unix).then(|| "/dev/stdin".into()), wishes.bmap),
             });
         }
         if let Some(url) = name.to_str().filter(|name| is_url(name)) {
@@ -69,6 +73,7 @@ impl Image {
                 source: Box::new(StreamSource::new(again, false, wishes.sha256)),
                 map: wishes.bmap.map(read_map).transpose()?,
                 checked: wishes.sha256.is_some(),
+                files: with_map(Some(path), wishes.bmap),
                 path: None,
             });
         }
@@ -80,6 +85,8 @@ impl Image {
         if let Some(map) = map.as_ref().filter(|_| wishes.bmap.is_none()) {
             screen.say(&format!("using the block map {}", map.display()));
         }
+        let mut files = with_map(Some(path.clone()), map.as_deref());
+        files.push(with_suffix(&path, ".sha256"));
         let map = map.as_deref().map(read_map).transpose()?;
         let sha256 = match wishes.sha256 {
             None => sha256_beside(&path, screen)?,
@@ -91,6 +98,7 @@ impl Image {
             map,
             checked: sha256.is_some(),
             path: Some(path),
+            files,
         })
     }
 
@@ -111,8 +119,19 @@ impl Image {
             map,
             checked: sha256.is_some(),
             path: None,
+            files: with_map(None, wishes.bmap),
         })
     }
+}
+
+fn with_map(image: Option<PathBuf>, map: Option<&Path>) -> Vec<PathBuf> {
+    image.into_iter().chain(map.map(Path::to_owned)).collect()
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Fetches the block map that lies beside an image on the web, under one of the names that it may have
@@ -162,9 +181,7 @@ fn maps_beside(image: &Path) -> Vec<PathBuf> {
     let mut names = Vec::new();
     let mut base = image.to_owned();
     loop {
-        let mut name = base.clone().into_os_string();
-        name.push(".bmap");
-        names.push(PathBuf::from(name));
+        names.push(with_suffix(&base, ".bmap"));
         if Codec::from_extension(&base).is_none() {
             return names;
         }
@@ -173,9 +190,7 @@ fn maps_beside(image: &Path) -> Vec<PathBuf> {
 }
 
 fn sha256_beside(image: &Path, screen: &Screen) -> Result<Option<[u8; 32]>> {
-    let mut name = image.to_owned().into_os_string();
-    name.push(".sha256");
-    let path = PathBuf::from(name);
+    let path = with_suffix(image, ".sha256");
     if !path.is_file() {
         return Ok(None);
     }

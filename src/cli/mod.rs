@@ -11,6 +11,7 @@ mod flash;
 mod image;
 mod inspect;
 mod interrupt;
+mod mistaken;
 mod render;
 mod size;
 mod verify;
@@ -27,6 +28,10 @@ use crate::error::Error;
 
 /// Runs the program with the process's arguments.
 pub fn run() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(error) = mistaken::in_words_of_dd(&words) {
+        return misused(&error);
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return not_understood(&error),
@@ -50,13 +55,26 @@ pub fn run() -> ExitCode {
 /// What main threads have.
 const STACK: usize = 8 << 20;
 
+/// Was JSON asked for? Also of arguments that are not understood.
+fn json_is_wanted() -> bool {
+    std::env::args_os()
+        .take_while(|word| word != "--")
+        .any(|word| word == "--json")
+}
+
+/// Says what is wrong with the arguments, found before they were parsed.
+fn misused(error: &Error) -> ExitCode {
+    if json_is_wanted() {
+        render::print_error(error);
+    }
+    render::complain(error);
+    Exit::of(error).into()
+}
+
 /// Says what is wrong with the arguments. For --help clap's code is 0, for wrong usage 2, as
 /// documented in `exit`.
 fn not_understood(error: &clap::Error) -> ExitCode {
-    let json = std::env::args_os()
-        .take_while(|word| word != "--")
-        .any(|word| word == "--json");
-    if error.use_stderr() && json {
+    if error.use_stderr() && json_is_wanted() {
         // The first line says it; the others are about usage.
         let text = error.render().to_string();
         let line = text.lines().next().unwrap_or_default();

@@ -101,15 +101,11 @@ impl Screen {
 
     /// The same of one of several things, by name.
     pub fn complain_of(&self, name: &str, error: &Error) {
-        let hint = error.hint().map(|hint| format!("; {hint}"));
-        let text = error.one_line();
-        let name = match name.is_empty() || text.contains(name) {
+        let name = match name.is_empty() || error.one_line().contains(name) {
             true => String::new(),
             false => format!("{name}: "),
         };
-        let line = format!("pishrink: {name}{text}{}", hint.unwrap_or_default());
-        // A closed standard error is no reason to fail.
-        let _ = writeln!(std::io::stderr(), "{}", clean(&line));
+        complain_with(&name, error);
     }
 
     /// Prints a line about the running work.
@@ -217,6 +213,19 @@ impl Screen {
         }
         stretch
     }
+}
+
+/// Prints an error for a person, where there is no screen yet.
+pub fn complain(error: &Error) {
+    complain_with("", error);
+}
+
+fn complain_with(begin: &str, error: &Error) {
+    let hint = error.hint().map(|hint| format!("; {hint}"));
+    let text = error.one_line();
+    let line = format!("pishrink: {begin}{text}{}", hint.unwrap_or_default());
+    // A closed standard error is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "{}", clean(&line));
 }
 
 /// Prints what is wrong with the arguments as --json wants it.

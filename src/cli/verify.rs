@@ -8,6 +8,7 @@ use super::args::Verify;
 use super::capture::about;
 use super::exit::Exit;
 use super::image::{Image, Wishes};
+use super::mistaken;
 use super::render::{Screen, clean};
 use crate::bmap::Bmap;
 use crate::device::{self, SourceOptions};
@@ -20,6 +21,7 @@ use crate::units::human_bytes;
 const SHOWN: usize = 20;
 
 pub fn run(args: &Verify, screen: &Screen) -> Result<Exit> {
+    mistaken::verify(&args.image, args.device.as_deref())?;
     let wishes = Wishes {
         bmap: args.bmap.as_deref(),
         no_bmap: false,

@@ -193,6 +193,11 @@ pub fn free_space(dir: &Path) -> Result<u64> {
     os::free_space(dir).map_err(|error| os::explain(error, "ask the free space of", dir))
 }
 
+/// Does `path` name a device, whole or a partition? False if it cannot be looked at.
+pub fn is_device(path: &Path) -> bool {
+    matches!(os::path_kind(path), Ok(PathKind::Device))
+}
+
 /// Do both paths name the same file or device? A path that names nothing is no other.
 pub fn is_same_file(a: &Path, b: &Path) -> Result<bool> {
     os::is_same_file(a, b).map_err(|error| os::explain(error, "compare", a))

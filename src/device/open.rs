@@ -448,7 +448,7 @@ pub fn create_card_file(path: &Path, size: u64) -> Result<()> {
         std::io::ErrorKind::AlreadyExists => {
             let place = path.display();
             Error::refused(format!("{place} exists already"))
-                .with_hint("without --card-size it is written as it is")
+                .with_hint("--overwrite instead of --card-size writes over it, as it is")
         }
         _ => os::explain(error, "create", path),
     })?;

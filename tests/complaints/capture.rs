@@ -222,7 +222,7 @@ fn c12_ids_and_boot_code_stay() {
         scratch.blank("target", 100 * MIB),
     );
     pishrink(&["capture", &card, &image]).tells(&["-> "]);
-    pishrink(&["flash", &image, &target, "--yes"]).tells(&["good"]);
+    pishrink(&["flash", &image, &target, "--yes", "--overwrite"]).tells(&["good"]);
     for made in [&image, &target] {
         // Boot code, disk id, and the boot loader behind the table.
         shell(&format!(
@@ -407,7 +407,7 @@ fn c23_there_is_a_line_at_once_and_a_clean_stop() {
     let (_slow, slow) = scratch.bad_card("slow", 100 * MIB, &format!("stall={},3", 8 * MIB));
     let script = format!(
         "import signal, subprocess, sys, time
-p = subprocess.Popen([{:?}, 'flash', {image:?}, {:?}, '--yes'])
+p = subprocess.Popen([{:?}, 'flash', {image:?}, {:?}, '--yes', '--overwrite'])
 time.sleep(1.5)
 p.send_signal(signal.SIGINT)
 sys.exit(p.wait())",

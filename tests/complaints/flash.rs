@@ -13,7 +13,8 @@ fn c01_cards_are_expanded_when_they_are_written() {
     let (card, image) = (scratch.card("card.img"), scratch.path("image.img"));
     pishrink(&["capture", &card, &image]).tells(&["-> "]);
     let target = scratch.blank("target", 200 * MIB);
-    pishrink(&["flash", &image, &target, "--yes"]).tells(&["ext4 to 200 MB", "good"]);
+    pishrink(&["flash", &image, &target, "--yes", "--overwrite"])
+        .tells(&["ext4 to 200 MB", "good"]);
     shell(&format!("e2fsck -fn '{target}?offset={ROOT}'"));
     // Written by another tool, it takes one command.
     shell(&format!(
@@ -27,7 +28,7 @@ fn c01_cards_are_expanded_when_they_are_written() {
         "start=2048,size=16384,type=c\\nstart=18432,size=81920,type=83\\nstart=106496,type=83\\n";
     let other = scratch.card_of("other.img", table, 40);
     patch(&other, 52 * MIB + 0x10040, b"_BHRfS_M");
-    let said = pishrink(&["flash", &other, &target, "--yes"]);
+    let said = pishrink(&["flash", &other, &target, "--yes", "--overwrite"]);
     said.tells(&[
         "partition to ",
         "btrfs is not a filesystem that grows here: only its partition does",
@@ -65,14 +66,22 @@ fn c02_a_failed_verification_says_where_how_and_whose_fault() {
         ),
     ] {
         let (_bad, bad) = scratch.bad_card(name, 80 * MIB, &fault);
-        let said = pishrink(&["flash", &image, &bad, "--yes"]);
+        let said = pishrink(&["flash", &image, &bad, "--yes", "--overwrite"]);
         let place = format!("{place}{how}");
         said.complains(4, &[&bad, &place, next, "the card is worn out"]);
         assert!(said.out.contains("failed"), "{}", said.out);
     }
     // Passing trouble is repaired, and told.
     let (_bad, bad) = scratch.bad_card("once", 80 * MIB, &format!("flip-once={at}"));
-    let said = pishrink(&["flash", &image, &bad, "--yes", "--expand", "none"]);
+    let said = pishrink(&[
+        "flash",
+        &image,
+        &bad,
+        "--yes",
+        "--overwrite",
+        "--expand",
+        "none",
+    ]);
     said.tells(&["good"]);
     assert!(
         said.err.contains("read back wrong; writing them again"),
@@ -83,7 +92,7 @@ fn c02_a_failed_verification_says_where_how_and_whose_fault() {
     let target = scratch.blank("target", 80 * MIB);
     shell(&format!("bmaptool -q create -o {image}.bmap {image}"));
     patch(&image, at, b"!");
-    let said = pishrink(&["flash", &image, &target, "--yes"]);
+    let said = pishrink(&["flash", &image, &target, "--yes", "--overwrite"]);
     said.complains(
         4,
         &[
@@ -93,7 +102,15 @@ fn c02_a_failed_verification_says_where_how_and_whose_fault() {
     );
     fs::remove_file(format!("{image}.bmap")).unwrap();
     let digest = "0".repeat(64);
-    let said = pishrink(&["flash", &image, &target, "--yes", "--sha256", &digest]);
+    let said = pishrink(&[
+        "flash",
+        &image,
+        &target,
+        "--yes",
+        "--overwrite",
+        "--sha256",
+        &digest,
+    ]);
     said.complains(4, &["the image's SHA-256 is ", &digest]);
 }
 
@@ -146,7 +163,7 @@ fn c10_a_card_a_few_megabytes_smaller_will_do() {
     shell(&format!(
         "printf old | dd of={smaller} conv=notrunc status=none"
     ));
-    let said = pishrink(&["flash", &card, &smaller, "--yes"]);
+    let said = pishrink(&["flash", &card, &smaller, "--yes", "--overwrite"]);
     let (has, needs) = ((62 * MIB).to_string(), (64 * MIB).to_string());
     said.complains(
         1,
@@ -155,7 +172,8 @@ fn c10_a_card_a_few_megabytes_smaller_will_do() {
     shell(&format!("test \"$(head -c 3 {smaller})\" = old"));
     // What was captured does.
     pishrink(&["capture", &card, &image]).tells(&["-> "]);
-    pishrink(&["flash", &image, &smaller, "--yes"]).tells(&["ext4 to 55.6 MB", "good"]);
+    pishrink(&["flash", &image, &smaller, "--yes", "--overwrite"])
+        .tells(&["ext4 to 55.6 MB", "good"]);
     shell(&format!("e2fsck -fn '{smaller}?offset={ROOT}'"));
 }
 
@@ -246,7 +264,15 @@ fn c25_each_of_many_cards_has_its_own_result() {
     let cards: Vec<_> = [("a", 80), ("b", 30), ("c", 100)]
         .map(|(name, mib)| scratch.blank(name, mib * MIB))
         .into();
-    let said = pishrink(&["flash", &image, &cards[0], &cards[1], &cards[2], "--yes"]);
+    let said = pishrink(&[
+        "flash",
+        &image,
+        &cards[0],
+        &cards[1],
+        &cards[2],
+        "--yes",
+        "--overwrite",
+    ]);
     let (small, needs) = ((30 * MIB).to_string(), (64 * MIB).to_string());
     said.complains(1, &[&cards[1], "too small", &small, &needs]);
     for (card, word) in [(0, "good"), (1, "failed"), (2, "good")] {
@@ -265,7 +291,7 @@ fn c28_block_maps_are_made_used_and_never_trusted() {
     pishrink(&["capture", &card, &image]).tells(&["-> "]);
     let map = format!("{image}.bmap");
     let target = scratch.blank("target", 80 * MIB);
-    let flash = |image: &str| pishrink(&["flash", image, &target, "--yes"]);
+    let flash = |image: &str| pishrink(&["flash", image, &target, "--yes", "--overwrite"]);
     flash(&image).tells(&["good"]);
     let sound = fs::read_to_string(&map).unwrap();
     // One digit changed, and the map of another image.
@@ -291,14 +317,31 @@ fn c29_the_final_size_can_be_chosen_and_limits_are_told() {
         ("100MiB", "ext4 to 105 MB"),
         ("max", "ext4 to 200 MB"),
     ] {
-        pishrink(&["flash", &image, &target, "--yes", "--expand", size]).tells(&[grown]);
+        pishrink(&[
+            "flash",
+            &image,
+            &target,
+            "--yes",
+            "--overwrite",
+            "--expand",
+            size,
+        ])
+        .tells(&[grown]);
         shell(&format!("e2fsck -fn '{target}?offset={ROOT}'"));
     }
     let said = pishrink(&["expand", &target, "--size", "1GiB"]);
     said.complains(1, &["cannot grow to 1073741824 bytes", "there is room for"]);
     let said = pishrink(&["expand", &target, "--size", "20MiB"]);
     said.complains(2, &["partition 2 has ", "already", "capture shrinks"]);
-    let said = pishrink(&["flash", &image, &target, "--yes", "--expand", "big"]);
+    let said = pishrink(&[
+        "flash",
+        &image,
+        &target,
+        "--yes",
+        "--overwrite",
+        "--expand",
+        "big",
+    ]);
     assert_eq!(said.code, Some(2));
     assert!(said.err.contains("'big'"), "{}", said.err);
 }

@@ -83,7 +83,7 @@ fn c15_c16_keys_users_and_networks_stay_and_whoever_shares_is_warned() {
     pishrink(&["capture", "--help"]).tells(&[warning]);
     pishrink(&["capture", &card, &image]).tells(&["-> "]);
     let target = scratch.blank("target", 100 * MIB);
-    pishrink(&["flash", &image, &target, "--yes"]).tells(&["good"]);
+    pishrink(&["flash", &image, &target, "--yes", "--overwrite"]).tells(&["good"]);
     assert_own(&target);
 }
 
@@ -97,14 +97,22 @@ fn c18_whoever_makes_several_cards_is_told_that_they_are_one_system() {
     let targets = ["a", "b"].map(|name| scratch.blank(name, 100 * MIB));
     let warning =
         "these cards are the same system: change host name, ssh host keys and /etc/machine-id";
-    let said = pishrink(&["flash", &card, &targets[0], "--yes"]);
+    let said = pishrink(&["flash", &card, &targets[0], "--yes", "--overwrite"]);
     said.tells(&["good"]);
     assert!(!said.out.contains(warning), "{}", said.out);
-    pishrink(&["flash", &card, &targets[0], &targets[1], "--yes"]).tells(&["good", warning]);
+    pishrink(&[
+        "flash",
+        &card,
+        &targets[0],
+        &targets[1],
+        "--yes",
+        "--overwrite",
+    ])
+    .tells(&["good", warning]);
     assert_own(&targets[1]);
     // One that failed makes no pair.
     let small = scratch.blank("small", 30 * MIB);
-    let said = pishrink(&["flash", &card, &targets[0], &small, "--yes"]);
+    let said = pishrink(&["flash", &card, &targets[0], &small, "--yes", "--overwrite"]);
     said.complains(1, &["too small"]);
     assert!(!said.out.contains(warning), "{}", said.out);
 }
@@ -118,7 +126,7 @@ fn c22_a_root_on_nvme_is_expanded_and_its_names_stay() {
     pishrink(&["inspect", &card]).tells(&["cmdline.txt: console=tty1 root=/dev/nvme0n1p2"]);
     pishrink(&["capture", &card, &image]).tells(&["-> "]);
     let disk = scratch.blank("disk", 300 * MIB);
-    pishrink(&["flash", &image, &disk, "--yes"]).tells(&["ext4 to 305 MB", "good"]);
+    pishrink(&["flash", &image, &disk, "--yes", "--overwrite"]).tells(&["ext4 to 305 MB", "good"]);
     assert_own(&disk);
     shell(&format!("e2fsck -fn '{disk}?offset={ROOT}'"));
 }

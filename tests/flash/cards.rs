@@ -55,7 +55,7 @@ fn sizes_equal_barely_enough_and_too_small() {
         let card = used_card(&scratch, "card", 63 * MIB);
         let before = fs::read(&card).unwrap();
         let image = scratch.path(name);
-        let (code, errors) = refusal(&["flash", text(&image), text(&card), "--yes"]);
+        let (code, errors) = refusal(&["flash", text(&image), text(&card), "--yes", "--overwrite"]);
         assert_eq!(code, 1, "{errors}");
         assert!(errors.contains(&(63 * MIB).to_string()), "{errors}");
         assert!(errors.contains(&(64 * MIB).to_string()), "{errors}");
@@ -74,7 +74,7 @@ fn several_cards_each_with_its_own_end() {
         used_card(&scratch, "c", 200 * MIB),
     ];
     let [a, b, c] = [text(&cards[0]), text(&cards[1]), text(&cards[2])];
-    let (code, said) = json(&["flash", text(&image), a, b, c, "--yes"]);
+    let (code, said) = json(&["flash", text(&image), a, b, c, "--yes", "--overwrite"]);
     assert_eq!(code, 1, "{said:#}");
     let complete: Vec<_> = (0..3)
         .map(|i| said["cards"][i]["complete"].clone())
@@ -86,9 +86,9 @@ fn several_cards_each_with_its_own_end() {
     for card in [0, 2] {
         assert_clean(&cards[card], PI_ROOT);
     }
-    let (code, said) = json(&["flash", text(&image), a, c, "--yes"]);
+    let (code, said) = json(&["flash", text(&image), a, c, "--yes", "--overwrite"]);
     assert_eq!(code, 0, "{said:#}");
-    let (code, errors) = refusal(&["flash", text(&image), a, a, "--yes"]);
+    let (code, errors) = refusal(&["flash", text(&image), a, a, "--yes", "--overwrite"]);
     assert_eq!(code, 2, "{errors}");
 }
 
@@ -101,7 +101,7 @@ fn refuses_what_would_destroy_something() {
     let card = Loop::attach(&file);
     let device = text(&card.0);
     for (arguments, words) in [
-        (vec![text(&file)], "--yes"),
+        (vec![text(&file), "--overwrite"], "--yes"),
         (vec![text(&image), "--yes"], "is the image itself"),
         (vec![device, "--yes"], "--allow-any-device"),
     ] {
@@ -110,7 +110,13 @@ fn refuses_what_would_destroy_something() {
         assert!(errors.contains(words), "{errors}");
     }
     assert!(fs::read(&file).unwrap() == before);
-    let (code, _) = refusal(&["flash", text(&image), "/nonexistent/card", "--yes"]);
+    let (code, _) = refusal(&[
+        "flash",
+        text(&image),
+        "/nonexistent/card",
+        "--yes",
+        "--overwrite",
+    ]);
     assert_ne!(code, 0);
     let (code, errors) = refusal(&["flash", text(&image), text(&file), "--card-size", "80MiB"]);
     assert_eq!(code, 5, "{errors}");
@@ -181,7 +187,7 @@ fn verification_reads_past_the_cache() {
             text(&image),
             text(&card),
         ])
-        .args(["--yes", "--quiet"])
+        .args(["--yes", "--overwrite", "--quiet"])
         .status();
     let Ok(status) = status else {
         panic!("strace is needed");

@@ -31,6 +31,7 @@ fn killed_at_any_moment_the_card_is_old_blank_or_complete() {
                 text(&image),
                 text(&card),
                 "--yes",
+                "--overwrite",
                 "--expand",
                 "none",
             ])
@@ -114,6 +115,7 @@ fn a_misbehaving_card_ends_in_the_right_repair_or_the_right_message() {
             text(&image),
             text(&card),
             "--yes",
+            "--overwrite",
             "--expand",
             "none",
         ];
@@ -159,7 +161,13 @@ fn a_card_that_takes_no_writes_is_left_as_it_was() {
         let bad = BadCard::mount(&scratch, name, 80 * MIB, &[fault]);
         let medium = scratch.path(&format!("{name}.bin"));
         let before = fs::read(&medium).unwrap();
-        let (code, errors) = refusal(&["flash", text(&image), text(&bad.card()), "--yes"]);
+        let (code, errors) = refusal(&[
+            "flash",
+            text(&image),
+            text(&bad.card()),
+            "--yes",
+            "--overwrite",
+        ]);
         assert_eq!(code, 1, "{errors}");
         assert!(errors.contains(words), "{errors}");
         assert!(fs::read(&medium).unwrap()[4096..] == before[4096..]);
@@ -223,7 +231,7 @@ fn of_several_cards_the_good_ones_are_finished() {
     ];
     let mut arguments = vec!["flash", text(&image)];
     arguments.extend(cards.iter().map(|card| text(card)));
-    arguments.push("--yes");
+    arguments.extend(["--yes", "--overwrite"]);
     let (code, said) = json(&arguments);
     // That of the first card that failed.
     assert_eq!(code, 1, "{said:#}");
@@ -262,6 +270,7 @@ fn of_several_cards_the_good_ones_are_finished() {
         text(&cards[0]),
         text(&cards[3]),
         "--yes",
+        "--overwrite",
     ]);
     assert_eq!(output.status.code(), Some(1));
     let table = String::from_utf8_lossy(&output.stdout);
@@ -304,7 +313,13 @@ fn a_stalled_card_is_named() {
     let image = noisy_image(&scratch);
     let fault = format!("stall={},10", 40 * MIB);
     let bad = BadCard::mount(&scratch, "stalled", 80 * MIB, &[&fault]);
-    let output = pishrink(&["flash", text(&image), text(&bad.card()), "--yes"]);
+    let output = pishrink(&[
+        "flash",
+        text(&image),
+        text(&bad.card()),
+        "--yes",
+        "--overwrite",
+    ]);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     assert!(errors.contains("has not answered for"), "{errors}");

@@ -32,7 +32,7 @@ fn every_packing_gives_the_same_card() {
             "{name}"
         );
         let child = Command::new(env!("CARGO_BIN_EXE_pishrink"))
-            .args(["flash", "-", text(&card), "--yes", "--quiet"])
+            .args(["flash", "-", text(&card), "--yes", "--overwrite", "--quiet"])
             .stdin(fs::File::open(&packed).unwrap())
             .stderr(Stdio::inherit())
             .status()
@@ -79,7 +79,7 @@ fn a_block_map_gives_what_bmaptool_copies() {
     let mut bytes = fs::read(&image).unwrap();
     bytes[(PI_ROOT + 1024 + 0x78) as usize] ^= 1;
     fs::write(&image, bytes).unwrap();
-    let arguments = ["flash", text(&image), text(&card), "--yes"];
+    let arguments = ["flash", text(&image), text(&card), "--yes", "--overwrite"];
     let (code, errors) = refusal(&arguments);
     assert_eq!(code, 4, "{errors}");
     assert!(errors.contains("bytes 9437184 to"), "{errors}");
@@ -100,7 +100,7 @@ fn a_damaged_image_leaves_a_blank_card() {
     let whole = fs::read(&packed).unwrap();
     let card = used_card(&scratch, "card", 80 * MIB);
     fs::write(&packed, &whole[..whole.len() - 100]).unwrap();
-    let (code, errors) = refusal(&["flash", text(&packed), text(&card), "--yes"]);
+    let (code, errors) = refusal(&["flash", text(&packed), text(&card), "--yes", "--overwrite"]);
     assert_eq!(code, 3, "{errors}");
     assert!(read(&card, 0, MIB).iter().all(|&byte| byte == 0));
     let (code, errors) = refusal(&["verify", text(&packed)]);
@@ -125,7 +125,8 @@ fn checksums_given_or_beside_the_image_count() {
             .unwrap()
             .replace(['1', '2'], "3");
         fs::write(&sidecar, wrong).unwrap();
-        let (code, errors) = refusal(&["flash", text(&packed), text(&card), "--yes"]);
+        let (code, errors) =
+            refusal(&["flash", text(&packed), text(&card), "--yes", "--overwrite"]);
         assert_eq!(code, 4, "{errors}");
         assert!(errors.contains("SHA-256"), "{errors}");
         assert!(read(&card, 0, MIB).iter().all(|&byte| byte == 0));

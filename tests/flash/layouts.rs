@@ -46,13 +46,20 @@ fn what_has_nothing_to_grow_is_good_all_the_same() {
             text(&image)
         ));
         let card = used_card(&scratch, "card", 16 * MIB);
-        let (code, said) = json(&["flash", text(&image), text(&card), "--yes"]);
+        let (code, said) = json(&["flash", text(&image), text(&card), "--yes", "--overwrite"]);
         assert_eq!(code, 0, "{said:#}");
         assert_eq!(said["cards"][0]["verified"], true, "{said:#}");
         let note = said["cards"][0]["expansion"]["notes"][0].as_str().unwrap();
         assert!(note.contains("nothing is expanded"), "{note}");
         // Who asks for a size, or for nothing but that, is told that there is none.
-        let sized = ["flash", text(&image), text(&card), "--yes", "--expand"];
+        let sized = [
+            "flash",
+            text(&image),
+            text(&card),
+            "--yes",
+            "--overwrite",
+            "--expand",
+        ];
         assert_eq!(json(&[&sized[..], &["12M"]].concat()).0, 3);
         assert_eq!(json(&["expand", text(&card), "--yes"]).0, 3);
     }
@@ -242,7 +249,7 @@ fn a_damaged_filesystem_is_flashed_but_not_expanded() {
         text(&image)
     ));
     let card = used_card(&scratch, "card", 100 * MIB);
-    let (code, said) = json(&["flash", text(&image), text(&card), "--yes"]);
+    let (code, said) = json(&["flash", text(&image), text(&card), "--yes", "--overwrite"]);
     assert_eq!(code, 3, "{said:#}");
     assert_eq!(said["cards"][0]["complete"], true);
     assert_eq!(said["cards"][0]["verified"], true);

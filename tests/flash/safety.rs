@@ -138,7 +138,7 @@ fn a_card_that_is_not_removable_needs_a_word_and_is_listed_with_its_reason() {
     let card = Loop::attach(&file);
     let link = scratch.path("by-id");
     symlink(&card.0, &link).unwrap();
-    let (code, errors) = refusal(&["flash", text(&image), text(&link), "--yes"]);
+    let (code, errors) = refusal(&["flash", text(&image), text(&link), "--yes", "--overwrite"]);
     assert_eq!(code, 5, "{errors}");
     let device = text(&card.0);
     assert!(
@@ -150,7 +150,7 @@ fn a_card_that_is_not_removable_needs_a_word_and_is_listed_with_its_reason() {
     let again = Loop::attach(&file);
     for other in [&link, &file, &again.0] {
         for both in [[device, text(other)], [text(other), device]] {
-            let options = ["--yes", "--allow-any-device"];
+            let options = ["--yes", "--overwrite", "--allow-any-device"];
             let (code, errors) = refusal(&[&["flash", text(&image)], &both[..], &options].concat());
             assert_eq!(code, 2, "{errors}");
             assert!(errors.contains("are the same target"), "{errors}");
@@ -297,10 +297,117 @@ fn a_target_that_is_not_there() {
     let scratch = Scratch::new("flash");
     let image = pi_image(&scratch, "x.img");
     let missing = scratch.path("newcard.img");
-    let (code, errors) = refusal(&["flash", text(&image), text(&missing), "--yes"]);
+    let (code, errors) = refusal(&[
+        "flash",
+        text(&image),
+        text(&missing),
+        "--yes",
+        "--overwrite",
+    ]);
     assert_eq!(code, 1, "{errors}");
     for word in ["No such file", "pishrink devices", "--card-size"] {
         assert!(errors.contains(word), "{errors}");
     }
     assert!(!missing.exists());
+}
+
+/// A backup is not written over by who takes the image for the second word.
+#[test]
+fn a_file_that_exists_is_no_target_unless_that_is_said() {
+    let scratch = Scratch::new("flash");
+    let image = pi_image(&scratch, "x.img");
+    let backup = used_card(&scratch, "backup.img", 80 * MIB);
+    let card = Loop::attach(&used_card(&scratch, "card", 80 * MIB));
+    let new = scratch.path("new.img");
+    let (link, hard) = (scratch.path("link"), scratch.path("hard"));
+    symlink(&image, &link).unwrap();
+    fs::hard_link(&image, &hard).unwrap();
+    let (image, backup_name, device) = (text(&image), text(&backup), text(&card.0));
+    let (flash, capture) = (
+        format!("pishrink flash {backup_name} {device}"),
+        format!("pishrink capture {device} {backup_name}"),
+    );
+    let new_capture = format!("pishrink capture {device} {}", text(&new));
+    let before = (fs::read(&backup).unwrap(), fs::read(&card.0).unwrap());
+    for (arguments, words) in [
+        (
+            vec!["flash", image, backup_name],
+            vec!["exists", "--overwrite"],
+        ),
+        (vec!["flash", image, device, backup_name], vec!["exists"]),
+        (vec!["flash", device, backup_name], vec![&flash, &capture]),
+        (
+            vec!["flash", device, backup_name, "--overwrite"],
+            vec![&flash],
+        ),
+        (vec!["flash", device, text(&new), backup_name], vec![&flash]),
+        (vec!["flash", device, text(&new)], vec![&new_capture]),
+        (
+            vec!["flash", image, text(&link), "--overwrite"],
+            vec!["image itself"],
+        ),
+        (
+            vec!["flash", image, text(&hard), "--overwrite"],
+            vec!["image itself"],
+        ),
+        (
+            vec!["flash", image, "/dev/pishrink.img", "--card-size", "80MiB"],
+            vec!["devices"],
+        ),
+    ] {
+        let more: &[&str] = &["--yes", "--allow-any-device", "--no-bmap"];
+        let (code, errors) = refusal(&[&arguments[..], more].concat());
+        assert_eq!(code, 5, "{arguments:?}: {errors}");
+        for words in words {
+            assert!(errors.contains(words), "{arguments:?}: {errors}");
+        }
+    }
+    for (arguments, words) in [
+        (
+            vec!["capture", backup_name, device],
+            vec![&*flash, &capture],
+        ),
+        (vec!["capture", text(&new), device], vec![&new_capture]),
+        (vec!["capture", backup_name, "/dev/stdout"], vec!["-"]),
+        (
+            vec!["capture", backup_name, "/dev/pishrink.img"],
+            vec!["among the system's devices"],
+        ),
+        (
+            vec!["verify", device, backup_name],
+            vec!["pishrink verify", "image first"],
+        ),
+    ] {
+        let (code, errors) = refusal(&arguments);
+        assert_eq!(code, 5, "{arguments:?}: {errors}");
+        for words in words {
+            assert!(errors.contains(words), "{arguments:?}: {errors}");
+        }
+    }
+    let of = format!("of={device}");
+    let (code, errors) = refusal(&["flash", &format!("if={backup_name}"), &of, "bs=4M"]);
+    assert_eq!(code, 2);
+    assert!(errors.contains(&flash), "{errors}");
+    assert!(!new.exists());
+    assert!(before == (fs::read(&backup).unwrap(), fs::read(&card.0).unwrap()));
+    // What belongs to the image, and what comes in by <.
+    let sum = scratch.path("x.img.sha256");
+    fs::write(&sum, "").unwrap();
+    let words = [
+        "flash",
+        image,
+        text(&sum),
+        "--overwrite",
+        "--yes",
+        "--sha256",
+    ];
+    let (code, errors) = refusal(&[&words[..], &[&"0".repeat(64)]].concat());
+    assert_eq!(code, 5, "{errors}");
+    let output = Command::new(env!("CARGO_BIN_EXE_pishrink"))
+        .args(["flash", "-", backup_name, "--overwrite", "--yes"])
+        .stdin(fs::File::open(&backup).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    assert!(fs::read(&backup).unwrap() == before.0);
 }

@@ -99,7 +99,11 @@ pub fn json(arguments: &[&str]) -> (i32, Value) {
 
 /// Flashes one card that must end up good; returns what is said of it.
 pub fn flash(image: &str, target: &Path, more: &[&str]) -> Value {
-    let arguments = [&["flash", image, text(target), "--yes"], more].concat();
+    let arguments = [
+        &["flash", image, text(target), "--yes", "--overwrite"],
+        more,
+    ]
+    .concat();
     let (code, object) = json(&arguments);
     assert_eq!(code, 0, "{object:#}");
     let card = object["cards"][0].clone();

@@ -190,13 +190,13 @@ fn a_file_that_changes_meanwhile_or_is_not_there_is_an_error() {
     };
     let server = Server::start(raw, vec![], manners);
     let url = format!("{}/image", server.address);
-    let (code, errors) = refusal(&["flash", &url, text(&card), "--yes"]);
+    let (code, errors) = refusal(&["flash", &url, text(&card), "--yes", "--overwrite"]);
     assert_eq!(code, 1, "{errors}");
     assert!(errors.contains("changed on the server"), "{errors}");
     assert!(read(&card, 0, MIB).iter().all(|&byte| byte == 0));
     let before = fs::read(&card).unwrap();
     let url = format!("{}/nothing", server.address);
-    let (code, errors) = refusal(&["flash", &url, text(&card), "--yes"]);
+    let (code, errors) = refusal(&["flash", &url, text(&card), "--yes", "--overwrite"]);
     assert_eq!(code, 1, "{errors}");
     assert!(errors.contains("404"), "{errors}");
     assert!(fs::read(&card).unwrap() == before);
@@ -221,7 +221,7 @@ fn the_checksum_beside_it_counts() {
         let beside = vec![("image.sha256", wrong)];
         let server = Server::start(raw.clone(), beside, Manners::default());
         let url = format!("{}/image", server.address);
-        let (exit, errors) = refusal(&["flash", &url, text(&card), "--yes"]);
+        let (exit, errors) = refusal(&["flash", &url, text(&card), "--yes", "--overwrite"]);
         assert_eq!(exit, code, "{errors}");
         assert!(errors.contains(words), "{errors}");
         assert!(read(&card, 0, MIB).iter().all(|&byte| byte == 0));
@@ -285,7 +285,7 @@ fn the_block_map_beside_it_is_used() {
         fs::write(&card, vec![0; 80 * MIB as usize]).unwrap();
         let server = Server::start(bytes.clone(), vec![("image.bmap", map)], polite);
         let url = format!("{}/image", server.address);
-        let (exit, errors) = refusal(&["flash", &url, text(&card), "--yes"]);
+        let (exit, errors) = refusal(&["flash", &url, text(&card), "--yes", "--overwrite"]);
         assert_eq!(exit, code, "{errors}");
         assert!(errors.contains(words), "{errors}");
         assert!(read(&card, 0, MIB).iter().all(|&byte| byte == 0));
