@@ -39,6 +39,11 @@ impl Found<'_> {
         self.short[11] & DIRECTORY != 0
     }
 
+    /// Returns the stated length in bytes; 0 of directories.
+    pub(super) fn len(&self) -> u64 {
+        u64::from(u32_at(self.short, 28))
+    }
+
     /// Returns the first cluster's number, 0 for an empty file.
     pub(super) fn first_cluster(&self, geometry: &Geometry) -> u32 {
         let high = match geometry.root {

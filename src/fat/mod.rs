@@ -13,11 +13,13 @@
 //! read; their marks stay in the FAT. Bytes after the last cluster are free.
 
 mod boot;
+mod check;
 mod dir;
 mod owner;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod walk;
 
 use std::fmt;
 
@@ -65,6 +67,9 @@ pub struct Usage {
     /// Of the entries and the root directory, but for the days of the last access: not the same
     /// after something else was written.
     pub digest: [u8; 32],
+    /// What is wrong with the chains of files, a line each: then nothing that the FAT calls free is
+    /// certain to be. Names in it are escaped.
+    pub damage: Vec<String>,
     /// What a user should know, a line each.
     pub warnings: Vec<String>,
 }
@@ -123,10 +128,10 @@ impl Fat {
         self.geometry.clusters
     }
 
-    /// Reads the FAT and its copies.
+    /// Reads the FAT and its copies, and the directories.
     ///
     /// # Errors
-    /// `Io` if reading fails.
+    /// `Io` if reading the FAT fails; directories that cannot be read are not looked into.
     pub fn usage<D: ReadAt + ?Sized>(&self, dev: &D) -> Result<Usage> {
         usage::usage(&self.geometry, dev)
     }

@@ -345,6 +345,70 @@ fn damage_is_told() {
     );
 }
 
+/// Breaks the chain of a file in every way, and holds what is said against fsck.fat.
+#[test]
+fn broken_chains_are_told_as_fsck_does() {
+    let scratch = Scratch::new("fat");
+    let path = make(&scratch, &CASES[4]);
+    let whole = fs::read(&path).unwrap();
+    let sound = load(&path);
+    let fat = identify(&sound);
+    let geometry = &fat.geometry;
+    assert_eq!(fat.usage(&sound).unwrap().damage, Vec::<String>::new());
+    // 29 * 1300 bytes are many clusters of a sector each.
+    let name = "/overlays/a rather long name 29.dtbo";
+    let mut first = None;
+    let mut names = Clusters(name, &mut first);
+    assert!(walk::walk_files(geometry, &sound, &mut names).unwrap());
+    let first = ((first.unwrap() - geometry.data_start) / geometry.cluster_size) as u32 + 2;
+    let second = first + 1;
+    for (cluster, value, words) in [
+        (second, 0, "marked as free"),
+        (second, 0x0fff_fff7, "marked as bad"),
+        (first, geometry.clusters + 2, "is not there"),
+        (first, 1, "cluster 1, which is not there"),
+        (first, 2, "shares cluster 2"),
+        (first + 2, first, "shares cluster"),
+        (second, 0x0fff_ffff, "has 1024 bytes of clusters"),
+    ] {
+        let disk = MemoryDisk::from(whole.clone());
+        for copy in 0..2 {
+            let at = geometry.fat_copy(copy) + u64::from(cluster) * 4;
+            disk.write_all_at(at, &value.to_le_bytes()).unwrap();
+        }
+        let damage = identify(&disk).usage(&disk).unwrap().damage;
+        let told = damage.iter().any(|line| line.contains(words));
+        assert!(
+            told && damage[0].contains("/overlays/"),
+            "{words}: {damage:?}"
+        );
+        fs::write(&path, disk.to_vec()).unwrap();
+        let fsck = run("fsck.fat", &["-n", path.to_str().unwrap()]);
+        assert_eq!(fsck.status.code(), Some(1), "{words}");
+    }
+    // A chain that no file names costs nothing but room.
+    let disk = MemoryDisk::from(whole);
+    let last = u64::from(geometry.clusters) + 1;
+    for copy in 0..2 {
+        let at = geometry.fat_copy(copy) + last * 4;
+        disk.write_all_at(at, &[0xff; 4]).unwrap();
+    }
+    let usage = identify(&disk).usage(&disk).unwrap();
+    assert!(usage.damage.is_empty());
+    assert!(usage.warnings[0].starts_with("1 clusters in use"));
+}
+
+/// Looks for the first cluster of a file.
+struct Clusters<'a>(&'a str, &'a mut Option<u64>);
+
+impl walk::Visit for Clusters<'_> {
+    fn cluster(&mut self, chain: &walk::Chain, start: u64, offset: u64) {
+        if chain.path == self.0 && offset == 0 {
+            *self.1 = Some(start);
+        }
+    }
+}
+
 #[test]
 fn other_filesystems_are_not_fat() {
     let scratch = Scratch::new("fat");
@@ -388,7 +452,7 @@ fn mutations_never_panic_or_hang() {
         let disk = load(&make(&scratch, case));
         let geometry = identify(&disk).geometry;
         let mut identified = 0;
-        for _ in 0..7000 {
+        for _ in 0..2500 {
             let mut undo = Vec::new();
             for _ in 0..1 + next(4) {
                 let at = match next(4) {
@@ -412,6 +476,7 @@ fn mutations_never_panic_or_hang() {
                 assert_eq!(usage.allocated.gaps(fat.len()..u64::MAX).len(), 1);
                 let clusters = usage.used_clusters + usage.free_clusters + usage.bad_clusters;
                 assert_eq!(clusters, fat.cluster_count());
+                assert!(usage.damage.len() <= 4);
                 let _ = fat.read_root_file(&disk, "kernel8.img", 1 << 20);
                 let _ = fat.read_root_file(&disk, "a long name with ümlauts.txt", 1 << 20);
             }
@@ -419,6 +484,6 @@ fn mutations_never_panic_or_hang() {
                 disk.write_all_at(at, &old).unwrap();
             }
         }
-        assert!(identified > 500, "only {identified} were still FAT");
+        assert!(identified > 180, "only {identified} were still FAT");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::fat::boot::{Geometry, u16_at, u32_at};
-use crate::fat::{FatKind, Usage, dir};
+use crate::fat::{FatKind, Usage, check, dir};
 use crate::io::{RangeSet, ReadAt};
 
 /// Entries read at a time (1 MiB of FAT32).
@@ -45,22 +45,37 @@ pub(super) fn next<D: ReadAt + ?Sized>(
     Ok(Entry::decode(geometry.kind, values[0]))
 }
 
-/// Reads all entries, from number 0 on, of the FAT that counts.
-pub(super) fn entries<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<Vec<Entry>> {
-    // No overflow: a FAT has at most 2^28 entries.
-    let total = geometry.clusters + 2;
-    let mut entries = Vec::new();
-    while (entries.len() as u32) < total {
-        let first = entries.len() as u32;
-        let count = CHUNK.min(total - first);
-        let values = values(geometry, dev, geometry.active_fat, first, count)?;
-        entries.extend(
-            values
-                .iter()
-                .map(|&value| Entry::decode(geometry.kind, value)),
-        );
+/// The FAT that counts, in memory.
+pub(super) struct Table {
+    kind: FatKind,
+    values: Vec<u32>,
+}
+
+impl Table {
+    /// Reads all entries, from number 0 on.
+    pub(super) fn read<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<Self> {
+        // No overflow: a FAT has at most 2^28 entries.
+        let total = geometry.clusters + 2;
+        let mut table = Vec::new();
+        while (table.len() as u32) < total {
+            let first = table.len() as u32;
+            let count = CHUNK.min(total - first);
+            table.extend(values(geometry, dev, geometry.active_fat, first, count)?);
+        }
+        Ok(Self {
+            kind: geometry.kind,
+            values: table,
+        })
     }
-    Ok(entries)
+
+    pub(super) fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Returns what is said of a cluster that there is.
+    pub(super) fn entry(&self, cluster: u32) -> Entry {
+        Entry::decode(self.kind, self.values[cluster as usize])
+    }
 }
 
 /// Reads `count` entries from number `first` on; both within the table.
@@ -113,6 +128,7 @@ pub(super) fn usage<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<
         bad_clusters: 0,
         clean: true,
         digest: [0; 32],
+        damage: Vec::new(),
         warnings: Vec::new(),
     };
     let mut digest = blake3::Hasher::new();
@@ -170,6 +186,17 @@ pub(super) fn usage<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<
         usage.warnings.push("it was not unmounted properly".into());
     }
     usage.allocated = runs.finish();
+    let found = check::check(geometry, dev)?;
+    let lost = found.named_clusters.map(|named| {
+        // Of a sound filesystem; with damage a file may have clusters that are not in use.
+        u64::from(usage.used_clusters).saturating_sub(named)
+    });
+    if let Some(lost @ 1..) = lost.filter(|_| found.damage.is_empty()) {
+        usage.warnings.push(format!(
+            "{lost} clusters in use belong to no file: fsck.fat can free them"
+        ));
+    }
+    usage.damage = found.damage;
     if let Ok(root) = dir::read_unaccessed_root(geometry, dev) {
         digest.update(&root);
     }

@@ -90,4 +90,9 @@ impl Content {
         self.facts.notes.push(note.into());
         self
     }
+
+    pub(super) fn with_notes(mut self, notes: Vec<String>) -> Self {
+        self.facts.notes.extend(notes);
+        self
+    }
 }

@@ -15,7 +15,7 @@ pub use swap::Swap;
 use crate::error::{ErrorKind, Result};
 use crate::ext4;
 use crate::ext4::format::superblock::{INCOMPAT_JOURNAL_DEV, Superblock};
-use crate::fat::Fat;
+use crate::fat::{self, Fat};
 use crate::io::{RangeSet, ReadAt};
 use ext::{bitmap_content, ext_content, ext_name, ext_owned, is_plausible};
 use signatures::{opaque, opaque_with_priority, some};
@@ -157,6 +157,9 @@ impl Volume {
             },
             Self::Fat(fat) => {
                 let usage = fat.usage(device)?;
+                if !usage.damage.is_empty() {
+                    return Ok(damaged_fat(device.len(), usage));
+                }
                 let total = fat.len();
                 let facts = Facts {
                     used: usage.allocated.total(),
@@ -182,6 +185,19 @@ impl Volume {
             Self::Opaque(_) => Ok(Content::whole(device.len())),
         }
     }
+}
+
+/// A FAT whose chains are broken: what is marked as free may be a file's, so all of it is kept.
+fn damaged_fat(len: u64, usage: fat::Usage) -> Content {
+    let mut content = Content::whole(len);
+    content.facts.clean = false;
+    content.facts.digest = Some(usage.digest);
+    let damage = usage.damage.join("; ");
+    content
+        .with_note(format!(
+            "the filesystem is damaged, and kept whole: {damage}; save its files, then fsck.fat mends it"
+        ))
+        .with_notes(usage.warnings)
 }
 
 #[cfg(test)]
@@ -231,6 +247,47 @@ mod tests {
             assert_eq!(volume.uuid().unwrap_or_default(), blkid.trim(), "{tool}");
         }
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// What a broken chain enters is marked as free, but is not lost.
+    #[test]
+    fn a_damaged_fat_is_kept_whole() {
+        let scratch = crate::scratch::Scratch::new("volume");
+        let (path, file) = (scratch.path("fat"), scratch.path("kernel"));
+        std::fs::write(&file, vec![7; 40_000]).unwrap();
+        let (path, file) = (path.to_str().unwrap(), file.to_str().unwrap());
+        for words in [
+            &["mkfs.fat", "-C", "-F", "32", "-s", "1", path, "40000"][..],
+            &["mcopy", "-i", path, file, "::kernel.img"],
+        ] {
+            let status = Command::new(words[0])
+                .args(&words[1..])
+                .stdout(std::process::Stdio::null())
+                .status()
+                .expect("the tool is installed");
+            assert!(status.success(), "{words:?}");
+        }
+        let disk = MemoryDisk::from(std::fs::read(path).unwrap());
+        let stored = |disk: &MemoryDisk| {
+            let volume = Volume::identify(disk).unwrap();
+            volume.content(disk, ext4::Target::Keep).unwrap()
+        };
+        assert!(stored(&disk).facts.clean);
+        for copy in 0..2 {
+            let len = disk.read_vec_at(36, 4).unwrap();
+            let len = u64::from(u32::from_le_bytes(len.try_into().unwrap()));
+            // Behind 32 reserved sectors.
+            let entry = (32 + copy * len) * 512;
+            disk.write_all_at(entry + 20 * 4, &[0; 4]).unwrap();
+        }
+        let content = stored(&disk);
+        assert!(!content.facts.clean && content.facts.opaque);
+        assert_eq!(content.stored.total(), disk.len());
+        let note = &content.facts.notes[0];
+        assert!(
+            note.contains("damaged") && note.contains("\"/kernel.img\""),
+            "{note}"
+        );
     }
 
     #[test]
