@@ -8,7 +8,7 @@
 //! # The layers, each naming only those above it
 //! 1. [`units`], [`error`], [`progress`]
 //! 2. [`io`]: positional reads and writes, overlays, sets of ranges
-//! 3. [`partition`], [`ext4`], [`fat`], [`codec`], [`bmap`]: one format each; [`device`]: the system's
+//! 3. [`partition`], [`ext4`], [`fat`], [`foreign`], [`codec`], [`bmap`]: one format each; [`device`]: the system's
 //! 4. [`volume`]: the one list of filesystems; [`pipeline`]: the threads
 //! 5. [`capture`], [`flash`]
 //! 6. [`inspect`], and the command line (feature `cli`)
@@ -47,6 +47,7 @@ pub mod error;
 pub mod ext4;
 pub mod fat;
 pub mod flash;
+pub mod foreign;
 pub mod inspect;
 pub mod io;
 pub mod partition;

@@ -9,7 +9,7 @@ use crate::ext4::Target;
 use crate::io::{Overlay, RangeSet, ReadAt, Window};
 use crate::progress::{Event, Phase, Progress};
 use crate::units::ByteRange;
-use crate::volume::{Content, Volume};
+use crate::volume::{Content, Patch, Volume};
 
 /// Of what could not be read, so much is named in a note.
 const NAMED: usize = 3;
@@ -98,16 +98,21 @@ pub(super) fn is_kept(content: &Content) -> bool {
             .is_none_or(|ext| !ext.features_in_the_way.is_empty())
 }
 
-/// Puts what came from `old` at `new`; of the content, only the facts are left.
+/// Puts what came from `old` at `new`, with `patches` of what tells the place; of the content, only
+/// the facts are left.
 pub(super) fn place(
     overlay: &mut Overlay,
     mapped: &mut RangeSet,
     content: &mut Content,
+    patches: Vec<Patch>,
     old: ByteRange,
     new: ByteRange,
 ) {
     let part = std::mem::replace(&mut content.overlay, Overlay::new(0));
     overlay.place(part, new.start, old.start);
+    for (offset, bytes) in patches {
+        overlay.set_bytes(new.start + offset, bytes);
+    }
     for range in std::mem::take(&mut content.stored).iter() {
         mapped.insert(new.start + range.start..new.start + range.end);
     }

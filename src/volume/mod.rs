@@ -8,6 +8,7 @@ mod ext;
 mod signatures;
 mod swap;
 
+pub use crate::foreign::Patch;
 pub use content::{Content, ExtFacts, Facts, Owned};
 pub use signatures::Opaque;
 pub use swap::Swap;
@@ -16,6 +17,7 @@ use crate::error::{ErrorKind, Result};
 use crate::ext4;
 use crate::ext4::format::superblock::{INCOMPAT_JOURNAL_DEV, Superblock};
 use crate::fat::{self, Fat};
+use crate::foreign::Foreign;
 use crate::io::{RangeSet, ReadAt};
 use ext::{bitmap_content, ext_content, ext_name, ext_owned, is_plausible};
 use signatures::{opaque, opaque_with_priority, some};
@@ -31,6 +33,8 @@ pub enum Volume {
     Ext(Box<Superblock>),
     Fat(Fat),
     Swap(Swap),
+    /// Something of which only the used blocks are copied.
+    Foreign(Foreign),
     /// Something that is only ever copied whole.
     Opaque(Opaque),
 }
@@ -43,6 +47,9 @@ impl Volume {
     pub fn identify(device: &dyn ReadAt) -> Result<Self> {
         if let Some(opaque) = opaque_with_priority(device)? {
             return Ok(Self::Opaque(opaque));
+        }
+        if let Some(foreign) = Foreign::by_boot_sector(device)? {
+            return Ok(Self::Foreign(foreign));
         }
         let ext = Superblock::read(device)?.filter(is_plausible);
         let fat = match Fat::identify(device) {
@@ -92,7 +99,7 @@ impl Volume {
                 Ok(owners.into_iter().map(ext_owned).collect())
             }
             Self::Fat(fat) => fat.owners(device, bytes),
-            Self::Swap(_) | Self::Opaque(_) => Ok(Vec::new()),
+            Self::Swap(_) | Self::Foreign(_) | Self::Opaque(_) => Ok(Vec::new()),
         }
     }
 
@@ -110,6 +117,7 @@ impl Volume {
         match self {
             Self::Swap(_) => true,
             Self::Fat(_) => len <= LARGEST_MOVED,
+            Self::Foreign(foreign) => foreign.can_move() && len <= LARGEST_MOVED,
             Self::Ext(_) | Self::Opaque(_) => false,
         }
     }
@@ -120,6 +128,7 @@ impl Volume {
             Self::Ext(superblock) => ext_name(superblock).into(),
             Self::Fat(fat) => fat.kind().to_string(),
             Self::Swap(_) => "swap".into(),
+            Self::Foreign(foreign) => foreign.name().into(),
             Self::Opaque(opaque) => opaque.name.into(),
         }
     }
@@ -130,6 +139,7 @@ impl Volume {
             Self::Ext(superblock) => some(superblock.volume_name()),
             Self::Fat(fat) => fat.label().map(str::to_owned),
             Self::Swap(swap) => swap.label.clone(),
+            Self::Foreign(foreign) => foreign.label().map(str::to_owned),
             Self::Opaque(opaque) => opaque.label.clone(),
         }
     }
@@ -139,7 +149,21 @@ impl Volume {
             Self::Ext(superblock) => Some(superblock.uuid_text()),
             Self::Fat(fat) => fat.uuid(),
             Self::Swap(swap) => Some(swap.uuid.clone()),
+            Self::Foreign(foreign) => foreign.uuid().map(str::to_owned),
             Self::Opaque(opaque) => opaque.uuid.clone(),
+        }
+    }
+
+    /// Returns what changes in the volume on `device` when its partition moves from byte `from` of
+    /// a disk to byte `to`.
+    ///
+    /// # Errors
+    /// What the device fails with.
+    pub fn moved(&self, device: &dyn ReadAt, from: u64, to: u64) -> Result<Vec<Patch>> {
+        match self {
+            _ if from == to => Ok(Vec::new()),
+            Self::Foreign(foreign) => foreign.moved(device, from, to),
+            Self::Ext(_) | Self::Fat(_) | Self::Swap(_) | Self::Opaque(_) => Ok(Vec::new()),
         }
     }
 
@@ -182,6 +206,7 @@ impl Volume {
                 let stored = RangeSet::from(0..header);
                 Ok(Content::part(device.len(), stored, facts))
             }
+            Self::Foreign(foreign) => foreign_content(foreign, device),
             Self::Opaque(_) => Ok(Content::whole(device.len())),
         }
     }
@@ -198,6 +223,27 @@ fn damaged_fat(len: u64, usage: fat::Usage) -> Content {
             "the filesystem is damaged, and kept whole: {damage}; save its files, then fsck.fat mends it"
         ))
         .with_notes(usage.warnings)
+}
+
+/// What a foreign filesystem uses, or all of it where that is not sure.
+fn foreign_content(foreign: &Foreign, device: &dyn ReadAt) -> Result<Content> {
+    let usage = match foreign.usage(device) {
+        Ok(usage) => usage,
+        Err(error) if matches!(error.kind(), ErrorKind::Unsound | ErrorKind::Unsupported) => {
+            let note = format!("copied whole: {}", error.one_line());
+            return Ok(Content::whole(device.len()).with_note(note));
+        }
+        Err(error) => return Err(error),
+    };
+    let facts = Facts {
+        used: usage.allocated.total(),
+        total: usage.total,
+        clean: usage.clean,
+        digest: Some(usage.digest),
+        notes: usage.notes,
+        ..Facts::default()
+    };
+    Ok(Content::part(device.len(), usage.allocated, facts))
 }
 
 #[cfg(test)]

@@ -27,9 +27,6 @@ pub(super) fn opaque_with_priority(device: &dyn ReadAt) -> Result<Option<Opaque>
             return Ok(Some(named("LVM2_member")));
         }
     }
-    if has(device, 3, b"EXFAT   ")? {
-        return Ok(Some(named("exFAT")));
-    }
     if has(device, 3, b"NTFS    ")? {
         return Ok(Some(named("NTFS")));
     }

@@ -113,7 +113,19 @@ fn plan_disk(
         mapped.insert(range.start..range.end);
     }
     for ((part, content), range) in parts.iter().zip(&mut contents).zip(&ranges) {
-        place(&mut overlay, &mut mapped, content, part.range, *range);
+        let window = Window::new(source, part.range)?;
+        let patches = part
+            .volume
+            .moved(&window, part.range.start, range.start)
+            .map_err(|error| hinted(error, options))?;
+        place(
+            &mut overlay,
+            &mut mapped,
+            content,
+            patches,
+            part.range,
+            *range,
+        );
     }
     let mut summary = Summary {
         source_bytes: source.len(),
@@ -166,7 +178,14 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
     let new_range = ByteRange::new(0, len);
     let mut overlay = Overlay::new(len);
     let mut mapped = RangeSet::new();
-    place(&mut overlay, &mut mapped, &mut content, range, new_range);
+    place(
+        &mut overlay,
+        &mut mapped,
+        &mut content,
+        Vec::new(),
+        range,
+        new_range,
+    );
     let note = match &part.volume {
         Volume::Opaque(_) if part.volume.name() == "unknown" => {
             "there is no partition table, and no filesystem that is known: all of it is copied"
@@ -193,7 +212,14 @@ fn plan_unreadable(source: &Watched, error: &Error) -> Result<CapturePlan> {
     let mut content = part.volume.content(source, Target::Keep)?;
     let mut overlay = Overlay::new(source.len());
     let mut mapped = RangeSet::new();
-    place(&mut overlay, &mut mapped, &mut content, range, range);
+    place(
+        &mut overlay,
+        &mut mapped,
+        &mut content,
+        Vec::new(),
+        range,
+        range,
+    );
     let note = format!("saved block by block: {}", error.one_line());
     let summary = without_table(source, summarise(part, content, range), note);
     Ok(finish(overlay, mapped, summary))

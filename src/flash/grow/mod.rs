@@ -207,6 +207,9 @@ impl ExpandPlan {
                 let len = range.end - range.start;
                 overlay.set_base(new.start + range.start, len, old.start + range.start);
             }
+            for (offset, bytes) in volumes[*index].moved(&window, old.start, new.start)? {
+                overlay.set_bytes(new.start + offset, bytes);
+            }
         }
         self.steps.append(table_steps(table, &overlay));
         Ok(())
