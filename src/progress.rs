@@ -13,6 +13,8 @@ pub enum Phase {
     Check,
     /// Reading the source and writing the image.
     Capture,
+    /// Hashing the zeros that the image has where nothing is stored; goes on beside [`Phase::Capture`].
+    Zeros,
     /// Looking for counterfeit capacity.
     Probe,
     /// Writing the card.

@@ -64,7 +64,9 @@ pub(super) fn run_keeping(
     progress: &dyn Progress,
 ) -> Result<Captured> {
     let len = plan.image_bytes();
-    progress.started(Phase::Capture, Some(plan.summary.mapped_bytes))?;
+    let mapped = plan.summary.mapped_bytes;
+    progress.started(Phase::Capture, Some(mapped))?;
+    progress.started(Phase::Zeros, Some(len.saturating_sub(mapped)))?;
     let mut content = ContentHash::new();
     let mut bmap = options
         .with_bmap
@@ -75,14 +77,17 @@ pub(super) fn run_keeping(
     let mut deferred = RangeSet::new();
     let mut stages: Vec<Stage<'_, Batch>> = vec![
         Box::new(|batch: &Batch| {
-            let mut data = 0;
+            let (mut data, mut free) = (0, 0);
             for (offset, bytes) in batch.pieces() {
                 match bytes {
                     Bytes::Data(bytes) => {
                         data += bytes.len() as u64;
                         writer.data(offset, bytes)?;
                     }
-                    Bytes::Zeros(len) => writer.zeros(offset, len, progress)?,
+                    Bytes::Zeros(len) => {
+                        free += len;
+                        writer.zeros(offset, len, progress)?;
+                    }
                 }
             }
             for range in batch.deferred() {
@@ -91,7 +96,13 @@ pub(super) fn run_keeping(
             if let Some(keeper) = keeper {
                 keeper.written(batch)?;
             }
-            progress.advanced(Phase::Capture, data)
+            match data {
+                0 => progress.advanced(Phase::Zeros, free),
+                _ => {
+                    progress.advanced(Phase::Capture, data)?;
+                    progress.advanced(Phase::Zeros, free)
+                }
+            }
         }),
         Box::new(|batch: &Batch| {
             for (_, bytes) in batch.pieces() {
@@ -138,6 +149,7 @@ pub(super) fn run_keeping(
     };
     let (file_bytes, file_sha256) = packed.unwrap_or_else(|| (len, content_sha256.clone()));
     let rescued = rescued(plan, source, rescue.into_unread(), progress)?;
+    progress.finished(Phase::Zeros)?;
     progress.finished(Phase::Capture)?;
     Ok(Captured {
         file_bytes,

@@ -13,6 +13,7 @@ use super::download::is_url;
 use super::exit::Exit;
 use super::mistaken;
 use super::render::{Screen, clean, human_seconds};
+use super::watch::Watched;
 use crate::capture::{
     self, CapturePlan, Captured, ImagePaths, PartitionSummary, PlanOptions, Rescued, RunOptions,
     Sink, Summary, Unpacked,
@@ -55,13 +56,18 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
             paths.check_writable(&device::SystemFiles)?;
         }
     }
+    let watch = screen.watch(&text_of(&args.source));
+    let watched = Watched {
+        inner: &*source.file,
+        watch: &watch,
+    };
     let options = PlanOptions {
         headroom: args.headroom,
         shrink: !args.no_shrink,
         force_raw: args.force_raw,
     };
-    let plan = capture::plan(&*source.file, &options, screen)
-        .map_err(|error| about(&args.source, error))?;
+    let plan =
+        capture::plan(&watched, &options, screen).map_err(|error| about(&args.source, error))?;
     if args.dry_run {
         let text = plan_text(&plan.summary);
         screen.result(&text, &json!({ "plan": plan.summary }));
@@ -78,7 +84,7 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     }
     let captured = match &paths {
         Some(paths) if args.resume => {
-            let (source, files) = (&*source.file, &device::SystemFiles);
+            let (source, files) = (&watched, &device::SystemFiles);
             capture::capture_resuming(&plan, source, paths, &options, files, screen)?
         }
         Some(paths) => {
@@ -92,12 +98,12 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
             if codec == Codec::Raw {
                 check_room(paths, plan.summary.room_needed())?;
             }
-            let (source, files) = (&*source.file, &device::SystemFiles);
+            let (source, files) = (&watched, &device::SystemFiles);
             capture::capture_to_file(&plan, source, paths, &options, args.force, files, screen)?
         }
         None => {
             let mut sink = Sink::Stream(Box::new(std::io::stdout()));
-            capture::run(&plan, &*source.file, &mut sink, &options, screen)?
+            capture::run(&plan, &watched, &mut sink, &options, screen)?
         }
     };
     let seconds = begun.elapsed().as_secs_f64();

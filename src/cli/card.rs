@@ -4,52 +4,68 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::devices::describe;
+use super::interrupt;
 use super::render::{Screen, clean};
+use super::watch::Watch;
 use crate::device::{self, OpenTarget, Target, TargetOptions, safety};
 use crate::error::{Error, Result};
 use crate::flash::Card;
 use crate::io::{ReadAt, WriteAt};
 
 /// An open target as flash wants it.
-pub struct OpenCard(pub OpenTarget);
+pub struct OpenCard {
+    pub target: OpenTarget,
+    /// For a card that nothing else watches.
+    pub watch: Option<Arc<Watch>>,
+}
+
+impl OpenCard {
+    fn watched<T>(&self, request: impl FnOnce(&OpenTarget) -> T) -> T {
+        match &self.watch {
+            Some(watch) => watch.over(|| request(&self.target)),
+            None => request(&self.target),
+        }
+    }
+}
 
 impl ReadAt for OpenCard {
     fn len(&self) -> u64 {
-        self.0.len()
+        self.target.len()
     }
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.0.read_exact_at(offset, buf)
+        self.watched(|target| target.read_exact_at(offset, buf))
     }
 }
 
 impl WriteAt for OpenCard {
     fn write_all_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        self.0.write_all_at(offset, buf)
+        self.watched(|target| target.write_all_at(offset, buf))
     }
 
     fn sync(&self) -> Result<()> {
-        self.0.sync()
+        self.watched(WriteAt::sync)
     }
 }
 
 impl Card for OpenCard {
     fn discard(&self, range: Range<u64>) -> Result<bool> {
-        self.0.discard(range)
+        self.target.discard(range)
     }
 
     fn write_zeroes(&self, range: Range<u64>) -> Result<bool> {
-        self.0.write_zeroes(range)
+        self.target.write_zeroes(range)
     }
 
     fn drop_cache(&self) -> Result<()> {
-        self.0.drop_cache()
+        self.target.drop_cache()
     }
 
     fn alignment(&self) -> u64 {
-        self.0.alignment()
+        self.target.alignment()
     }
 }
 
@@ -157,7 +173,8 @@ pub fn confirm(
     let mut stderr = std::io::stderr();
     let lines: Vec<_> = text.lines().map(clean).collect();
     let question = format!("{}\n{} Type yes to go on: ", lines.join("\n"), clean(what));
-    let asked = stderr.write_all(question.as_bytes()).and_then(|()| {
+    let asked = interrupt::while_asking(|| {
+        stderr.write_all(question.as_bytes())?;
         stderr.flush()?;
         std::io::stdin().read_line(&mut answer)
     });
@@ -177,16 +194,19 @@ pub fn open(target: &Target, screen: &Screen) -> Result<OpenCard> {
     for note in opened.notes() {
         screen.say(&format!("{}: {note}", target.path().display()));
     }
-    Ok(OpenCard(opened))
+    Ok(OpenCard {
+        target: opened,
+        watch: None,
+    })
 }
 
 /// Has the system look at the card again.
 pub fn release(card: OpenCard, screen: &Screen) {
-    if let Some(doubt) = card.0.doubt() {
-        screen.say(&format!("{}: {doubt}", card.0.path().display()));
+    if let Some(doubt) = card.target.doubt() {
+        screen.say(&format!("{}: {doubt}", card.target.path().display()));
     }
-    if card.0.info().is_some()
-        && let Err(error) = card.0.reread_table()
+    if card.target.info().is_some()
+        && let Err(error) = card.target.reread_table()
     {
         screen.say(&format!(
             "{}; take the card out and put it in again",

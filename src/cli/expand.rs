@@ -48,7 +48,8 @@ pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
         .collect();
     let what = "Its last partition will grow in place.";
     card::confirm(&devices, what, &permissions, screen)?;
-    let card = card::open(&targets[0], screen)?;
+    let mut card = card::open(&targets[0], screen)?;
+    card.watch = Some(screen.watch(&args.target.display().to_string()));
     let expanded = foreign::refuse_disk(&card)
         .map_err(|error| about(&args.target, error))
         .and_then(|()| ExpandPlan::new(&card, to));

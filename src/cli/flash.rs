@@ -14,7 +14,7 @@ use super::image::{Image, Wishes};
 use super::mistaken;
 use super::render::{Screen, clean, error_object, human_seconds};
 use crate::device::{self, Target};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::flash::{self, CardReport, ExpandTo, Expansion, Options, Slot};
 use crate::units::human_bytes;
 
@@ -102,7 +102,10 @@ fn write(
     screen: &Screen,
 ) -> Result<Vec<CardReport>> {
     let names: Vec<_> = targets.iter().map(name).collect();
-    let lanes: Vec<_> = names.iter().map(|name| screen.lane(name)).collect();
+    let lanes: Vec<_> = names
+        .iter()
+        .map(|name| screen.lane(name, !args.no_verify))
+        .collect();
     let slots: Vec<_> = cards
         .iter()
         .zip(&names)
@@ -130,7 +133,34 @@ fn write(
         expand,
         ..Options::default()
     };
-    flash::flash(&*image.source, image.map.as_ref(), &slots, &options)
+    let mut reports = flash::flash(&*image.source, image.map.as_ref(), &slots, &options)?;
+    for (report, lane) in reports.iter_mut().zip(&lanes) {
+        report.written = report.written.max(lane.written());
+        report.error = report.error.take().map(|error| left_as(report, error));
+    }
+    Ok(reports)
+}
+
+/// Says of a card whose flash was stopped what it is like.
+fn left_as(report: &CardReport, error: Error) -> Error {
+    if error.kind() != ErrorKind::Cancelled {
+        return error;
+    }
+    match (report.published, report.written) {
+        (true, _) => Error::new(
+            ErrorKind::Cancelled,
+            "stopped when it had the whole image, but was not expanded",
+        )
+        .with_hint("`pishrink expand` does the rest"),
+        (false, written) => Error::new(
+            ErrorKind::Cancelled,
+            format!(
+                "stopped after {}: this card does not boot",
+                human_bytes(written)
+            ),
+        )
+        .with_hint("flash it again"),
+    }
 }
 
 /// Says what to name instead of a target that is not there.

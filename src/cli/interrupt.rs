@@ -9,6 +9,17 @@ use crate::capture;
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
+/// Is the user being asked something? Then nothing has been written, and there is nothing to clean up.
+static ASKING: AtomicBool = AtomicBool::new(false);
+
+/// Lets the first signal end the program while `question` is asked.
+pub fn while_asking<T>(question: impl FnOnce() -> T) -> T {
+    ASKING.store(true, Ordering::SeqCst);
+    let answer = question();
+    ASKING.store(false, Ordering::SeqCst);
+    answer
+}
+
 /// Has the user asked to stop?
 #[derive(Clone, Copy, Debug)]
 pub struct Interrupt(());
@@ -28,6 +39,13 @@ impl Interrupt {
 /// Takes over the signals. Where that fails, they end the program as they always did.
 pub fn install() -> Interrupt {
     let _ = ctrlc::set_handler(|| {
+        if ASKING.load(Ordering::SeqCst) {
+            let _ = writeln!(
+                std::io::stderr(),
+                "\npishrink: stopped, nothing was written"
+            );
+            std::process::exit(Exit::Interrupted as i32);
+        }
         if STOP.swap(true, Ordering::Relaxed) {
             capture::remove_unfinished();
             // Not through the screen, which may be held by a thread that waits.

@@ -5,6 +5,7 @@ mod capture;
 mod card;
 mod devices;
 mod download;
+mod eta;
 mod exit;
 mod expand;
 mod flash;
@@ -15,6 +16,7 @@ mod mistaken;
 mod render;
 mod size;
 mod verify;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -39,6 +41,9 @@ pub fn run() -> ExitCode {
     let screen = Screen::new(&args.global, interrupt::install());
     // Signals come to the main thread first, and one that waits for a failing card takes none.
     let exit = std::thread::scope(|scope| {
+        let (_working, ended) = std::sync::mpsc::channel();
+        // Without it there is less to see.
+        let _ = std::thread::Builder::new().spawn_scoped(scope, || screen.attend(ended));
         let work = || command(&args.command, &screen);
         match std::thread::Builder::new()
             .stack_size(STACK)

@@ -5,21 +5,27 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::args::Global;
+use super::eta::Job;
 use super::exit::Exit;
 use super::interrupt::Interrupt;
+use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::progress::{Event, Phase, Progress};
 use crate::units::human_bytes;
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(3);
+
+/// How often the screen is brought up to date, also while nothing happens.
+const TICK: Duration = Duration::from_millis(200);
 
 /// The way to the user. As a [`Progress`] it shows one stretch of work at a time; [`Screen::lane`]
 /// makes more of them, for several cards at once.
@@ -32,7 +38,10 @@ pub struct Screen {
     interrupt: Interrupt,
     /// Standard output carries the image, so results go to standard error.
     stdout_taken: AtomicBool,
-    main: Mutex<Option<Stretch>>,
+    main: Arc<Mutex<Slot>>,
+    /// All that is shown, in the order in which it was begun.
+    slots: Mutex<Vec<Arc<Mutex<Slot>>>>,
+    watched: Mutex<Vec<(String, Arc<Watch>)>>,
 }
 
 impl Screen {
@@ -40,6 +49,7 @@ impl Screen {
         let terminal = std::io::stderr().is_terminal();
         // Emacs's shell and some build servers' consoles.
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let main = Arc::new(Mutex::new(Slot::new(String::new(), Job::default())));
         Self {
             global: *global,
             terminal,
@@ -47,7 +57,9 @@ impl Screen {
             bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)),
             interrupt,
             stdout_taken: AtomicBool::new(false),
-            main: Mutex::new(None),
+            slots: Mutex::new(vec![main.clone()]),
+            main,
+            watched: Mutex::default(),
         }
     }
 
@@ -65,12 +77,15 @@ impl Screen {
         !self.global.json && self.terminal && std::io::stdin().is_terminal()
     }
 
-    /// A listener for one of several cards.
-    pub fn lane(&self, name: impl Into<String>) -> Lane<'_> {
+    /// A listener for one of several cards, which is read back, or not.
+    pub fn lane(&self, name: impl Into<String>, reads_back: bool) -> Lane<'_> {
+        let job = match reads_back {
+            true => Job::read_back(),
+            false => Job::default(),
+        };
         Lane {
             screen: self,
-            name: clean(&name.into()),
-            stretch: Mutex::new(None),
+            slot: self.slot(clean(&name.into()), job),
         }
     }
 
@@ -136,82 +151,96 @@ impl Screen {
     }
 
     fn clear(&self) {
-        *lock(&self.main) = None;
+        for slot in lock(&self.slots).iter() {
+            if let Some(bar) = lock(slot).bar.take() {
+                bar.finish_and_clear();
+            }
+        }
         let _ = self.bars.clear();
     }
 
-    fn show(&self, slot: &Mutex<Option<Stretch>>, name: &str, event: Event) -> Result<()> {
+    /// Keeps what is shown moving, names what does not answer, and says that a wish to stop was heard,
+    /// until the other end of `ended` is gone.
+    pub fn attend(&self, ended: Receiver<()>) {
+        let mut heard = false;
+        while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            if self.interrupt.requested() && !heard {
+                heard = true;
+                let line = "stopping\u{2026} Ctrl-C again leaves at once";
+                match self.silent() {
+                    true => drop(writeln!(std::io::stderr(), "pishrink: {line}")),
+                    false => self.say(line),
+                }
+            }
+            let watched: Vec<_> = lock(&self.watched).clone();
+            for (name, watch) in watched {
+                if let Some(news) = watch.news(Instant::now()) {
+                    self.say(&format!("{name}: {news}"));
+                }
+            }
+            for slot in lock(&self.slots).iter() {
+                lock(slot).draw();
+            }
+        }
+    }
+
+    /// Has a device's requests watched from now on.
+    pub fn watch(&self, name: &str) -> Arc<Watch> {
+        let watch = Arc::new(Watch::default());
+        lock(&self.watched).push((clean(name), watch.clone()));
+        watch
+    }
+
+    fn slot(&self, name: String, job: Job) -> Arc<Mutex<Slot>> {
+        let slot = Arc::new(Mutex::new(Slot::new(name, job)));
+        lock(&self.slots).push(slot.clone());
+        slot
+    }
+
+    fn show(&self, slot: &Mutex<Slot>, event: Event) -> Result<()> {
         if self.interrupt.requested() {
             return Err(Error::cancelled());
         }
-        if self.silent() {
-            return Ok(());
-        }
         let mut slot = lock(slot);
+        let at = slot.begun.elapsed();
+        let mut lines = Vec::new();
         match event {
-            Event::Started { phase, total } => *slot = Some(self.start(name, phase, total)),
+            Event::Started { phase, total } => {
+                slot.job.started(phase, total, at);
+                if phase != Phase::Zeros {
+                    slot.phase = Some((phase, at));
+                    slot.last_line = at;
+                    lines.extend((!self.draws).then(|| slot.heading(phase, total)));
+                }
+                if self.draws && !self.silent() {
+                    slot.bar
+                        .get_or_insert_with(|| self.bars.add(ProgressBar::new(1000)));
+                    slot.draw();
+                }
+            }
             Event::Advanced { phase, bytes } => {
-                if let Some(stretch) = slot.as_mut().filter(|stretch| stretch.phase == phase) {
-                    stretch.done += bytes;
-                    match &stretch.bar {
-                        Some(bar) => bar.set_position(stretch.done),
-                        None if stretch.last_line.elapsed() >= LINE_EVERY => {
-                            stretch.last_line = Instant::now();
-                            self.say(&stretch.line(name));
-                        }
-                        None => {}
-                    }
+                slot.job.advanced(phase, bytes, at);
+                if !self.draws && at.saturating_sub(slot.last_line) >= LINE_EVERY {
+                    slot.last_line = at;
+                    lines.extend(slot.line(at));
                 }
             }
             Event::Finished { phase } => {
-                if let Some(stretch) = slot.take_if(|stretch| stretch.phase == phase)
-                    && stretch.bar.is_none()
-                    && stretch.begun.elapsed() >= LINE_EVERY
+                slot.job.finished(phase, at);
+                if let Some((_, begun)) = slot.phase.take_if(|(now, _)| *now == phase)
+                    && !self.draws
+                    && at.saturating_sub(begun) >= LINE_EVERY
                 {
-                    self.say(&stretch.line(name));
+                    lines.push(slot.state(phase, at));
                 }
             }
-            Event::Note(text) => {
-                drop(slot);
-                self.say(&format!("{name}{text}"));
-            }
+            Event::Note(text) => lines.push(format!("{}{text}", slot.begin())),
+        }
+        drop(slot);
+        for line in lines {
+            self.say(&line);
         }
         Ok(())
-    }
-
-    fn start(&self, name: &str, phase: Phase, total: Option<u64>) -> Stretch {
-        let now = Instant::now();
-        let bar = self.draws.then(|| {
-            let bar = self.bars.add(match total {
-                Some(total) => ProgressBar::new(total),
-                None => ProgressBar::new_spinner(),
-            });
-            let known = "{prefix} {wide_bar} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  \
-                         {decimal_bytes_per_sec}  {eta} left";
-            let unknown = "{prefix} {spinner} {decimal_bytes}  {decimal_bytes_per_sec}";
-            let template = if total.is_some() { known } else { unknown };
-            // OK to unwrap: the templates are the two above.
-            bar.set_style(ProgressStyle::with_template(template).unwrap());
-            bar.set_prefix(format!("{name}{}", title(phase)));
-            bar
-        });
-        let stretch = Stretch {
-            phase,
-            total,
-            done: 0,
-            begun: now,
-            last_line: now,
-            bar,
-        };
-        if !self.draws {
-            let size = total.map(|total| format!(" {}", human_bytes(total)));
-            self.say(&format!(
-                "{name}{}{}",
-                title(phase),
-                size.unwrap_or_default()
-            ));
-        }
-        stretch
     }
 }
 
@@ -250,60 +279,146 @@ pub fn error_object(error: &Error) -> Value {
 
 impl Progress for Screen {
     fn event(&self, event: Event) -> Result<()> {
-        self.show(&self.main, "", event)
+        self.show(&self.main, event)
     }
 }
 
-/// One of several stretches of work that run at the same time.
+/// One of several jobs that run at the same time.
 pub struct Lane<'a> {
     screen: &'a Screen,
-    name: String,
-    stretch: Mutex<Option<Stretch>>,
+    slot: Arc<Mutex<Slot>>,
+}
+
+impl Lane<'_> {
+    /// Returns how many bytes were written so far.
+    pub fn written(&self) -> u64 {
+        lock(&self.slot).job.done(Phase::Write).0
+    }
 }
 
 impl Progress for Lane<'_> {
     fn event(&self, event: Event) -> Result<()> {
-        self.screen
-            .show(&self.stretch, &format!("{}: ", self.name), event)
+        self.screen.show(&self.slot, event)
     }
 }
 
-/// A phase under way.
-struct Stretch {
-    phase: Phase,
-    total: Option<u64>,
-    done: u64,
+/// A job under way, and its line on the screen.
+struct Slot {
+    name: String,
+    job: Job,
     begun: Instant,
-    last_line: Instant,
+    /// What is being done, and since when.
+    phase: Option<(Phase, Duration)>,
+    last_line: Duration,
     /// On a terminal only.
     bar: Option<ProgressBar>,
 }
 
-impl Stretch {
-    fn line(&self, name: &str) -> String {
-        let seconds = self.begun.elapsed().as_secs_f64().max(0.001);
-        let rate = self.done as f64 / seconds;
-        let what = title(self.phase);
-        let done = human_bytes(self.done);
-        let speed = human_bytes(rate as u64);
-        match self.total.filter(|&total| total > 0) {
-            Some(total) => {
-                let percent = self.done.min(total) as f64 * 100.0 / total as f64;
-                let of = human_bytes(total);
-                let start = format!("{name}{what} {percent:.0}% ({done} of {of})");
-                if self.done == 0 {
-                    // No rate yet, so nothing can be said of the time.
-                    return start;
+impl Slot {
+    fn new(name: String, job: Job) -> Self {
+        Self {
+            name,
+            job,
+            begun: Instant::now(),
+            phase: None,
+            last_line: Duration::ZERO,
+            bar: None,
+        }
+    }
+
+    /// What a line begins with.
+    fn begin(&self) -> String {
+        match self.name.is_empty() {
+            true => String::new(),
+            false => format!("{}: ", self.name),
+        }
+    }
+
+    fn heading(&self, phase: Phase, total: Option<u64>) -> String {
+        let size = total.map(|total| format!(" {}", human_bytes(total)));
+        let size = size.unwrap_or_default();
+        format!("{}{}{size}", self.begin(), title(phase))
+    }
+
+    /// Puts the state into the bar, if there is one.
+    fn draw(&mut self) {
+        let Some(bar) = &self.bar else { return };
+        let at = self.begun.elapsed();
+        let share = self.job.share();
+        // The message comes last, and is cut where the terminal ends.
+        let template = match share {
+            Some(_) => "{prefix} {percent:>3}% {bar:12} {wide_msg}",
+            None => "{prefix} {spinner} {wide_msg}",
+        };
+        // OK to unwrap: the templates are the two above.
+        bar.set_style(ProgressStyle::with_template(template).unwrap());
+        let doing = self.phase.map_or("", |(phase, _)| title(phase));
+        bar.set_prefix(format!("{}{doing}", self.begin()));
+        bar.set_message(self.facts(at));
+        bar.set_position(share.unwrap_or(0));
+        bar.tick();
+    }
+
+    /// What stands behind the bar, the most important first.
+    fn facts(&self, at: Duration) -> String {
+        let mut facts = Vec::new();
+        if let Some(left) = self.job.left(at) {
+            facts.push(format!("{} left", human_seconds(left.as_secs_f64())));
+        }
+        if let Some((phase, since)) = self.phase {
+            match self.job.done(phase) {
+                (done, Some(total)) => {
+                    facts.push(format!("{} of {}", human_bytes(done), human_bytes(total)));
                 }
-                let left = human_seconds(total.saturating_sub(self.done) as f64 / rate.max(1.0));
-                format!("{start}, {speed}/s, {left} left")
+                (0, None) => {
+                    let seconds = at.saturating_sub(since).as_secs_f64();
+                    facts.push(format!("for {}", human_seconds(seconds.floor())));
+                }
+                (done, None) => facts.push(human_bytes(done)),
             }
-            None => format!("{name}{what} {done}, {speed}/s"),
+            if let Some(rate) = self.job.rate(phase) {
+                facts.push(format!("{}/s", human_bytes(rate as u64)));
+            }
+        }
+        facts.join("  ")
+    }
+
+    /// The line of where there is no terminal.
+    fn line(&self, at: Duration) -> Option<String> {
+        let (phase, _) = self.phase?;
+        let state = self.state(phase, at);
+        Some(match self.job.left(at) {
+            Some(left) => format!("{state}, {} left", human_seconds(left.as_secs_f64())),
+            None => state,
+        })
+    }
+
+    fn state(&self, phase: Phase, at: Duration) -> String {
+        let begin = format!("{}{}", self.begin(), title(phase));
+        let rate = self.job.rate(phase).map_or(0, |rate| rate as u64);
+        match self.job.done(phase) {
+            (done, Some(total)) if total > 0 => {
+                let percent = done.min(total) as f64 * 100.0 / total as f64;
+                let (done, total) = (human_bytes(done), human_bytes(total));
+                match rate {
+                    0 => format!("{begin} {percent:.0}% ({done} of {total})"),
+                    _ => {
+                        let rate = human_bytes(rate);
+                        format!("{begin} {percent:.0}% ({done} of {total}), {rate}/s")
+                    }
+                }
+            }
+            (0, _) => {
+                let since = self.phase.map_or(at, |(_, since)| since);
+                let seconds = at.saturating_sub(since).as_secs_f64();
+                format!("{begin} for {}", human_seconds(seconds.floor()))
+            }
+            (done, _) => format!("{begin} {}, {}/s", human_bytes(done), human_bytes(rate)),
         }
     }
 }
 
-impl Drop for Stretch {
+impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -335,6 +450,7 @@ fn title(phase: Phase) -> &'static str {
         Phase::Unpack => "unpacking",
         Phase::Check => "checking",
         Phase::Capture => "capturing",
+        Phase::Zeros => "hashing zeros",
         Phase::Probe => "probing",
         Phase::Write => "writing",
         Phase::Sync => "syncing",

@@ -10,6 +10,7 @@ use super::exit::Exit;
 use super::image::{Image, Wishes};
 use super::mistaken;
 use super::render::{Screen, clean};
+use super::watch::Watched;
 use crate::bmap::Bmap;
 use crate::device::{self, SourceOptions};
 use crate::error::{Error, ErrorKind, Result};
@@ -31,10 +32,17 @@ pub fn run(args: &Verify, screen: &Screen) -> Result<Exit> {
     let options = SourceOptions {
         allow_mounted: args.allow_mounted,
     };
+    let name = args.device.as_deref().unwrap_or(&args.image);
+    let name = name.display().to_string();
     let card = match &args.device {
         Some(path) => Some(device::open_source(path, &options)?),
         None => None,
     };
+    let watch = screen.watch(&name);
+    let card = card.as_ref().map(|card| Watched {
+        inner: card,
+        watch: &watch,
+    });
     let card = card.as_ref().map(|card| card as &dyn ReadAt);
     let checked = flash::check(&*image.source, image.map.as_ref(), card, screen)
         .map_err(|error| about(Path::new(&image.name), error))?;

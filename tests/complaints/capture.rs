@@ -414,5 +414,10 @@ sys.exit(p.wait())",
         env!("CARGO_BIN_EXE_pishrink"),
         slow
     );
-    outcome(Command::new("python3").args(["-c", &script])).complains(130, &["stopped"]);
+    let said = outcome(Command::new("python3").args(["-c", &script]));
+    assert!(said.err.contains("stopping\u{2026}"), "{}", said.err);
+    said.complains(
+        130,
+        &["stopped after ", "this card does not boot; flash it again"],
+    );
 }

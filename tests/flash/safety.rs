@@ -205,6 +205,9 @@ fn a_card_that_holds_the_image_by_whatever_name() {
     }
 }
 
+/// What a terminal makes of the key.
+const CTRL_C: &str = "\u{3}";
+
 /// Runs pishrink on a terminal and gives one answer when asked. Returns what was on the screen.
 fn on_a_terminal(answer: &str, arguments: &[&str]) -> (Option<i32>, String) {
     const SCRIPT: &str = "
@@ -222,13 +225,18 @@ while True:
         break
     seen += data
     if not asked and b'Type yes' in seen:
-        os.write(screen, sys.argv[1].encode() + b'\\n')
+        os.write(screen, sys.argv[1].encode())
         asked = True
 sys.stdout.buffer.write(seen)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 ";
     let output: Output = Command::new("python3")
-        .args(["-c", SCRIPT, answer, env!("CARGO_BIN_EXE_pishrink")])
+        .args([
+            "-c",
+            SCRIPT,
+            &format!("{answer}{}", if answer == CTRL_C { "" } else { "\n" }),
+            env!("CARGO_BIN_EXE_pishrink"),
+        ])
         .args(arguments)
         .output()
         .unwrap();
@@ -253,6 +261,11 @@ fn who_is_asked_must_say_yes() {
         assert!(seen.contains("nothing was written"), "{seen}");
         assert!(fs::read(&file).unwrap() == before);
     }
+    // The first one ends it.
+    let (code, seen) = on_a_terminal(CTRL_C, &arguments);
+    assert_eq!(code, Some(130), "{seen}");
+    assert!(seen.contains("nothing was written"), "{seen}");
+    assert!(fs::read(&file).unwrap() == before);
     let (code, seen) = on_a_terminal("yes", &arguments);
     assert_eq!(code, Some(0), "{seen}");
     // Without a terminal there is nobody to say it.
