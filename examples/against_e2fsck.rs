@@ -1,5 +1,5 @@
 //! Damages single fields of sound filesystems, mends the checksums over them, and compares the
-//! checker's verdict with `e2fsck -fn`. Run by scripts/check-against-e2fsck.
+//! checker's verdict with `e2fsck -fn`. Run by proofs/check-against-e2fsck.
 //!
 //! `against_e2fsck ROUNDS SEED IMAGE...`: the images are changed and put back.
 //! Exit code 1 if e2fsck found damage that the checker did not.

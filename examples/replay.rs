@@ -1,5 +1,5 @@
 //! Recovers an ext4 image in place: `replay [--journal-only] IMAGE`. A tool for
-//! `scripts/crash-matrix`.
+//! `proofs/crash_matrix.py`.
 
 mod image;
 

@@ -1,5 +1,5 @@
 //! Files that stand for cards, and what is neither file nor device: on every system, also under wine and
-//! qemu (scripts/run-foreign).
+//! qemu (proofs/run-foreign).
 
 #[path = "../src/scratch.rs"]
 mod scratch;

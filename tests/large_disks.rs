@@ -1,6 +1,6 @@
 //! Disks beyond the round numbers: filesystems of more than 2^32 blocks (16 TiB), and the 2 TiB that
 //! an MBR can say. The disks are in memory or sparse files, so they take next to no room; a real
-//! filesystem of 17 TiB, filled by the kernel, is in `scripts/scale --huge`.
+//! filesystem of 17 TiB, filled by the kernel, is in `proofs/scale.py --huge`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

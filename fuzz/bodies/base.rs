@@ -18,7 +18,7 @@ use super::disk::{Place, unpack};
 use super::log::LogMap;
 use super::tree::recovery;
 
-/// Made by scripts/make-fuzz-bases.
+/// Made by proofs/make_fuzz_bases.py.
 const PACKED: &[&[u8]] = &[
     include_bytes!("../../testdata/fuzz/bases/today.img.zst"),
     include_bytes!("../../testdata/fuzz/bases/dirty.img.zst"),

@@ -10,7 +10,7 @@ use pishrink::volume::Volume;
 use super::disk::{Disk, Input, Place, unpack};
 use super::is_refusal;
 
-/// Made by scripts/make-fuzz-bases.
+/// Made by proofs/make_fuzz_bases.py.
 const PACKED: &[&[u8]] = &[
     include_bytes!("../../testdata/fuzz/bases/fat12.img.zst"),
     include_bytes!("../../testdata/fuzz/bases/fat16.img.zst"),

@@ -17,7 +17,7 @@ use super::is_refusal;
 const UNMENDED: u8 = 1;
 const KEEP_SIZES: u8 = 2;
 
-/// Made by scripts/make-fuzz-bases.
+/// Made by proofs/make_fuzz_bases.py.
 const MBR: &[&[u8]] = &[include_bytes!("../../testdata/fuzz/bases/mbr.img.zst")];
 const GPT: &[&[u8]] = &[
     include_bytes!("../../testdata/fuzz/bases/gpt.img.zst"),

@@ -21,7 +21,7 @@ impl BadCard {
         let sized = File::options().write(true).open(&backing).unwrap();
         sized.set_len(len).unwrap();
         fs::create_dir(&folder).unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/badcard.py");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/proofs/lib/badcard.py");
         let mut server = Command::new("python3")
             .arg(script)
             .args([&folder, &backing])

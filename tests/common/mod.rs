@@ -1,4 +1,4 @@
-//! What the black-box tests share: a scratch folder, and running the scripts that judge the binary.
+//! What the black-box tests share: a scratch folder, and running the proofs that judge the binary.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,11 @@ pub fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// Runs one of `scripts/` on the binary of this build; its output is shown when the test fails.
+/// Runs one of `proofs/` on the binary of this build; its output is shown when the test fails.
 ///
-/// The scripts need root, Python 3 and e2fsprogs, and say so: a missing oracle fails the test.
-pub fn run_script<A: AsRef<OsStr>>(script: &str, arguments: &[A]) {
-    let output = Command::new(root().join("scripts").join(script))
+/// The proofs need root, Python 3 and e2fsprogs, and say so: a missing oracle fails the test.
+pub fn run_proof<A: AsRef<OsStr>>(script: &str, arguments: &[A]) {
+    let output = Command::new(root().join("proofs").join(script))
         .args(arguments)
         .env("PISHRINK", env!("CARGO_BIN_EXE_pishrink"))
         .output()
@@ -33,7 +33,7 @@ pub fn run_script<A: AsRef<OsStr>>(script: &str, arguments: &[A]) {
     println!("{said}{complained}");
     assert!(
         output.status.success(),
-        "scripts/{script}: {}",
+        "proofs/{script}: {}",
         output.status
     );
 }

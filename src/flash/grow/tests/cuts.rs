@@ -375,7 +375,7 @@ fn finished(case: &Case) -> MemoryDisk {
     card.disk
 }
 
-/// The long form of the test above: scripts/cut-matrix runs it.
+/// The long form of the test above: proofs/cut-matrix runs it.
 #[test]
 #[ignore = "mounts thousands of file systems"]
 fn e2fsck_and_the_kernel_judge_every_cut() {

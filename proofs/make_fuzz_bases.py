@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes what the fuzz targets damage: testdata/fuzz/bases, and a first input or two of each target.
 
-    scripts/make-fuzz-bases            # writes into testdata/fuzz
+    proofs/make_fuzz_bases.py            # writes into testdata/fuzz
 
 The filesystems are tiny, with all that has metadata of its own: trees of extents and of pointers, indexed and inline
 directories, attributes in inodes, blocks and inodes, hard links, quota, orphans, dirty journals. Contents are repetitive, so
@@ -25,12 +25,12 @@ import tempfile
 import zipfile
 import io
 
-ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-sys.path.insert(0, os.path.join(ROOT, "tests", "common"))
 
-import fsfill
-from matrix_cases import BASE, E142, E143, E147, EXT3
-from tools import fsck, loop, mounted, require_tools, run
+from lib import fsfill
+from lib.matrix_cases import E142, E143, E147, EXT3
+from lib.tools import fsck, mounted, require_tools, run
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 
 OUT = os.path.join(ROOT, "testdata", "fuzz")
 KIB, MIB = 1 << 10, 1 << 20
@@ -339,7 +339,7 @@ def main():
                 with open(os.path.join(OUT, target, "first-%02d" % number), "wb") as f:
                     f.write(data)
     total = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(OUT) for name in names)
-    print("make-fuzz-bases: testdata/fuzz, %d bytes" % total)
+    print("make_fuzz_bases: testdata/fuzz, %d bytes" % total)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import mmap
 import struct
 import sys
 
-from ext4fs import (BLOCK_UNINIT, EXTENTS_FL, GD, HAS_JOURNAL, INODE_UNINIT, INODE_ZEROED, META_BG, ORPHAN_PRESENT, RECOVER,
+from lib.ext4fs import (BLOCK_UNINIT, EXTENTS_FL, GD, HAS_JOURNAL, INODE_UNINIT, INODE_ZEROED, META_BG, ORPHAN_PRESENT, RECOVER,
                     RESIZE_INODE, SB, Fs, Oddity, crc)
 
 # Superblock fields that a backup need not share: who it is, when it was written, its checksum,

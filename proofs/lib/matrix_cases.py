@@ -1,6 +1,6 @@
 """The matrix: one entry per generated filesystem.
 
-A case is a list of steps that scripts/make-matrix runs in order:
+A case is a list of steps that proofs/make_matrix.py runs in order:
     ("mkfs", size in MiB, whole or not, [mke2fs arguments])
     ("fill", profile for fsfill, mount options)
     ("run", [command])              {img} stands for the image

@@ -12,8 +12,7 @@ import struct
 import subprocess
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from ext4fs import Fs
+from lib.ext4fs import Fs
 
 BREAKS = ("exit", "source", "size", "content", "lost-file", "xattr", "bitmap", "padding", "journal-backup", "resize-inode", "backup-super",
           "backup-desc", "unused-not-zero", "owner", "hole", "unwritten")

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Judges pishrink on the filesystems that scripts/make-matrix left in FOLDER.
+"""Judges pishrink on the filesystems that proofs/make_matrix.py left in FOLDER.
 
-    scripts/judge-matrix [--quick] [--only NAME,...] [--jobs N] [--full] [--grow] [--keep] FOLDER
-    scripts/judge-matrix --self-test FOLDER
+    proofs/judge_matrix.py [--quick] [--only NAME,...] [--jobs N] [--full] [--grow] [--keep] FOLDER
+    proofs/judge_matrix.py --self-test FOLDER
 
 The program is $PISHRINK (default: target/release/pishrink, else target/debug/pishrink).  For each case three captures, `--headroom 0`,
 `--headroom 32MiB` and `--no-shrink`, and for each of them:
-  exit code 0 · the source's bytes unchanged · e2fsck -fn exit 0 · tests/common/ext4_assert.py finds nothing ·
-  the tree equal through our own reader (tests/common/ext4fs.py); through the kernel and through ext4-view as well for `--headroom 0`
+  exit code 0 · the source's bytes unchanged · e2fsck -fn exit 0 · proofs/lib/ext4_assert.py finds nothing ·
+  the tree equal through our own reader (proofs/lib/ext4fs.py); through the kernel and through ext4-view as well for `--headroom 0`
   (for all three with --full)
 and for `--headroom 0` also:
   size <= `resize2fs -M` repeated until it no longer changes (ratio printed) · the kernel mounts it read-write, fills it up, deletes, fills
   again: e2fsck -fn clean · resize2fs grows a copy back to the original size: clean, tree equal
 With --grow `pishrink expand` grows copies to one block more, 2 and 16 times: the same judges.
---self-test runs tests/common/standin instead (e2fsprogs behind our command line), once honest and once for each way of being
+--self-test runs proofs/standin.py instead (e2fsprogs behind our command line), once honest and once for each way of being
 wrong: each must be noticed.  Needs root, e2fsprogs, loop devices and cargo (it builds the second reader).
 """
 
@@ -28,16 +28,17 @@ import sys
 import tempfile
 import time
 
+
+import standin
+from lib import ext4_assert
+from lib import fsfill
+from lib import manifest
+from lib.ext4fs import Oddity, compare_trees
+from lib.matrix_cases import CASES
+from lib.tools import MIB, ToolFailed, copy_sparse, fsck, loop, mounted, require_tools, run, sha256_sparse
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.join(HERE, "..")
-sys.path.insert(0, os.path.join(ROOT, "tests", "common"))
-
-import ext4_assert
-import fsfill
-import manifest
-from ext4fs import Oddity, compare_trees
-from matrix_cases import CASES
-from tools import MIB, ToolFailed, copy_sparse, fsck, loop, mounted, require_tools, run, sha256_sparse
 
 VARIANTS = (("h0", ["--headroom", "0"]), ("h32", ["--headroom", "32MiB"]), ("full", ["--no-shrink"]))
 TIMEOUT = 300
@@ -369,24 +370,18 @@ def judge_all(names, folder, options, jobs):
 
 def self_test(folder, args):
     """The judge must pass the honest stand-in (where resize2fs is right) and fail every broken one."""
-    os.environ["PISHRINK"] = os.path.join(ROOT, "tests/common/standin")
+    os.environ["PISHRINK"] = os.path.join(ROOT, "proofs/standin.py")
     options = options_of(args, folder)
     options["times"] = False  # resize2fs stamps what it moves
     options["zeros"] = False  # cp keeps garbage and the journal's old contents
     name = args.only or "grid-1k-i256-142"
-    sys.path.insert(0, os.path.join(ROOT, "tests/common"))
-    import importlib.machinery
-    import importlib.util
-    loader = importlib.machinery.SourceFileLoader("standin", options["program"])
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("standin", loader))
-    loader.exec_module(module)
     options["zeros"] = True
     garbage = {text.split(": ", 1)[1] for text in judge_one(name, folder, options)[1]}
     options["zeros"] = False
     baseline = {text.split(": ", 1)[1][:60] for text in judge_one(name, folder, options)[1]}
     print("honest stand-in: %d findings %s" % (len(baseline), sorted(baseline)[:5]))
     missed = []
-    for how in module.BREAKS:
+    for how in standin.BREAKS:
         if how == "source":
             copy = tempfile.mkdtemp(dir=folder)
             for ending in (".img", ".json", ".manifest", ".minimum"):
@@ -433,7 +428,7 @@ def main():
         names = [n for n in CASES if any(n == w or (w.endswith("*") and n.startswith(w[:-1])) for w in args.only.split(","))]
     missing = [n for n in names if not os.path.exists(os.path.join(folder, n + ".json"))]
     if missing or not names:
-        sys.exit("not made yet (scripts/make-matrix): %s" % " ".join(missing[:10]))
+        sys.exit("not made yet (proofs/make_matrix.py): %s" % " ".join(missing[:10]))
     began = time.monotonic()
     results = judge_all(names, folder, options_of(args, folder), args.jobs)
     bad = [name for name, found, _ in results if found]

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Damages sound partition tables field by field, mends the checksums, and watches what `pishrink capture` does.
 
-    scripts/mutate-tables [--seed N] [--count N | --minutes M] [--bases a,b] [--work FOLDER]
-    scripts/mutate-tables --replay FILE...       judges saved inputs (.img.zst) again; exit 1 if any still offends
+    proofs/mutate_tables.py [--seed N] [--count N | --minutes M] [--bases a,b] [--work FOLDER]
+    proofs/mutate_tables.py --replay FILE...       judges saved inputs (.img.zst) again; exit 1 if any still offends
 
 The disks (4 MiB, made once by sfdisk and sgdisk, kept in FOLDER/bases; that needs root): an MBR with two logical partitions behind one another in an extended
 one, a GPT with sectors of 512 and of 4096 bytes, a hybrid. Each has a partition whose bytes say where they are, an ext filesystem and a swap area.
@@ -20,8 +20,6 @@ Exit status 1 if there was a crash, table or contents. The same seed on the same
 
 import argparse
 import collections
-import importlib.machinery
-import importlib.util
 import json
 import os
 import random
@@ -34,21 +32,13 @@ import tempfile
 import time
 import zlib
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, "..", "tests", "common"))
-
-from ext4fs import Fs, Oddity, compare_trees
-from tools import require_tools, run
-
-
-def load_script(name):
-    loader = importlib.machinery.SourceFileLoader(name.replace("-", "_"), os.path.join(HERE, name))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    loader.exec_module(module)
-    return module
+import judge_matrix
+import make_fuzz_bases
+import mutate
+from lib.ext4fs import Fs, Oddity, compare_trees
+from lib.tools import require_tools, run
 
 
-mutate = load_script("mutate")
 SECONDS, MEMORY = 20, 1 << 30
 SECTOR = {"mbr": 512, "gpt": 512, "gpt4k": 4096, "hybrid": 512}
 BAD = ("crash", "table", "contents")
@@ -60,7 +50,7 @@ def make_bases(folder):
         require_tools()
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="mutate-tables-") as work:
-            disks = load_script("make-fuzz-bases").make_disks(work)
+            disks = make_fuzz_bases.make_disks(work)
             for name in names:
                 run(["cp", "--sparse=always", disks[name], os.path.join(folder, name + ".img")])
 
@@ -299,7 +289,7 @@ def main():
     parser.add_argument("--work", default="/tmp/pishrink-mutate-tables")
     parser.add_argument("--replay", nargs="+", metavar="FILE")
     args = parser.parse_args()
-    program = mutate.load_script("judge-matrix").find_program()
+    program = judge_matrix.find_program()
     with tempfile.TemporaryDirectory(prefix="mutate-tables-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as fast:
         image, out = os.path.join(fast, "in.img"), os.path.join(fast, "out.img")
         if args.replay:

@@ -1,6 +1,6 @@
 """Fills a mounted ext2/3/4 filesystem with every awkward kind of inode the kernel can make.
 
-`fill(root, profile, seed)` is all that scripts/make-matrix calls.  A profile is a dict:
+`fill(root, profile, seed)` is all that proofs/make_matrix.py calls.  A profile is a dict:
 `parts` names functions of this file in the order they run, the other keys are their
 parameters.  Every part tolerates that a feature is missing (no fallocate on ext2, no big
 xattrs without `ea_inode`): what the kernel refuses is left out.  The same seed gives the same
@@ -474,7 +474,7 @@ class Fill:
 
     def mix(self, name, total):
         """Files, directories, slow symlinks, xattr blocks and combs of about `total` bytes."""
-        base = self.dir(name)
+        self.dir(name)
         number = 0
         while total > 0:
             number += 1

@@ -19,7 +19,7 @@ import stat
 import struct
 import sys
 
-from fsfill import FIEMAP_EXTENT_INLINE, FIEMAP_EXTENT_UNWRITTEN, FS_IOC_FSGETXATTR, FS_IOC_GETFLAGS, fiemap
+from lib.fsfill import FIEMAP_EXTENT_INLINE, FIEMAP_EXTENT_UNWRITTEN, FS_IOC_FSGETXATTR, FS_IOC_GETFLAGS, fiemap
 
 # Everything but EXTENTS, INDEX and INLINE_DATA, which say how things are stored.
 SHOWN_FLAGS = 0xFFFFFFFF & ~(0x80000 | 0x1000 | 0x10000000)

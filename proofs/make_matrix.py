@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Makes the filesystems on which capture, flash and expand are judged.
 
-    scripts/make-matrix [--quick] [--only NAME,...] [--jobs N] [--force] FOLDER
-    scripts/make-matrix --list
+    proofs/make_matrix.py [--quick] [--only NAME,...] [--jobs N] [--force] FOLDER
+    proofs/make_matrix.py --list
 
-For each case of tests/common/matrix_cases.py: mke2fs, filled by the kernel through a loop mount
-(tests/common/fsfill.py), then whatever its history asks for (resize2fs, tune2fs, ...).  Leaves in FOLDER, per case:
+For each case of proofs/lib/matrix_cases.py: mke2fs, filled by the kernel through a loop mount
+(proofs/lib/fsfill.py), then whatever its history asks for (resize2fs, tune2fs, ...).  Leaves in FOLDER, per case:
     NAME.img        a sparse image of a bare filesystem, on which `e2fsck -fn` exits 0
-    NAME.manifest   the tree as the kernel shows it (tests/common/manifest.py)
+    NAME.manifest   the tree as the kernel shows it (proofs/lib/manifest.py)
     NAME.json       size, features, mount type, sha256 of the image, seconds it took
 A case that is there already is kept unless --force.  Needs root, e2fsprogs >= 1.47 and loop devices.
 """
@@ -21,13 +21,11 @@ import sys
 import time
 import zlib
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, "..", "tests", "common"))
 
-import fsfill
-import manifest
-from matrix_cases import CASES
-from tools import MIB, ToolFailed, fsck, loop, mounted, require_tools, run
+from lib import fsfill
+from lib import manifest
+from lib.matrix_cases import CASES
+from lib.tools import MIB, ToolFailed, fsck, loop, mounted, require_tools, run
 
 
 def mount_kind(image):

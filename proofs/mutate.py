@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """Damages sound filesystems field by field, mends the checksums, and watches what `pishrink capture` does.
 
-    scripts/mutate [--seed N] [--count N | --minutes M] [--jobs 2] [--kinds a,b] [--bases a,b] [--work FOLDER]
-    scripts/mutate --replay FILE...           judges saved inputs (.img or .img.zst) again; exit 1 if any still offends
-    scripts/mutate --grow ...                 judges `pishrink expand` on the damaged filesystem, with more room behind it
-    scripts/mutate --options="--no-shrink" --disk ...    other options; on a disk with a partition behind that has to move
+    proofs/mutate.py [--seed N] [--count N | --minutes M] [--jobs 2] [--kinds a,b] [--bases a,b] [--work FOLDER]
+    proofs/mutate.py --replay FILE...           judges saved inputs (.img or .img.zst) again; exit 1 if any still offends
+    proofs/mutate.py --grow ...                 judges `pishrink expand` on the damaged filesystem, with more room behind it
+    proofs/mutate.py --options="--no-shrink" --disk ...    other options; on a disk with a partition behind that has to move
 
 The program is $PISHRINK (default target/release/pishrink, else target/debug/pishrink), run as
 `capture IN OUT --headroom 0` with a time limit of 60 s and 1 GiB of resident memory.  The base images (8 to 16 MiB, many groups, made
 once by the kernel, kept in FOLDER/bases; needs root for that) carry the features of all eras; each mutation changes 1 to 3 fields of superblock,
 descriptors, bitmaps, inodes, extent nodes, indirect blocks, directories, htree nodes, xattrs, resize inode, journal superblock, orphans or quota files, and
-then stores the right checksum of every structure it touched (tests/common/ext4fs.py).
+then stores the right checksum of every structure it touched (proofs/lib/ext4fs.py).
 
 Allowed: refused (exit 3, one clear error line) — or an image on which e2fsck -fn exits 0 and whose names show what could be read
 of the damaged source — or, where the program says that it does not understand the filesystem, a copy of every byte.  What is printed, and saved (compressed) in FOLDER/found:
@@ -25,8 +25,6 @@ Exit code 1 if 1, 2, 3 or 6 happened.  The same seed on the same bases gives the
 
 import argparse
 import collections
-import importlib.machinery
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -40,14 +38,16 @@ import sys
 import threading
 import time
 
+
+import judge_matrix
+import make_matrix
+from lib import matrix_cases
+from lib.ext4fs import (EA_INODE_FL, EXTENTS_FL, GD, HAS_JOURNAL, MMP, ORPHAN_FILE, ORPHAN_PRESENT, QUOTA, RECOVER, RESIZE_INODE, SB, Fs, Oddity, crc)
+from lib.matrix_cases import E142, E143, E143_32, E147, EXT2, EXT3
+from lib.tools import require_tools
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.join(HERE, "..")
-sys.path.insert(0, os.path.join(ROOT, "tests", "common"))
-
-import matrix_cases
-from ext4fs import (EA_INODE_FL, EXTENTS_FL, GD, HAS_JOURNAL, MMP, ORPHAN_FILE, ORPHAN_PRESENT, QUOTA, RECOVER, RESIZE_INODE, SB, Fs, Oddity, crc)
-from matrix_cases import E142, E143, E143_32, E147, EXT2, EXT3
-from tools import require_tools
 
 SECONDS, MEMORY = int(os.environ.get("MUTATE_SECONDS", "60")), 1 << 30
 BAD = ("crash", "unclean", "contents", "source")
@@ -101,23 +101,15 @@ BASES = {
 }
 
 
-def load_script(name):
-    loader = importlib.machinery.SourceFileLoader(name.replace("-", "_"), os.path.join(HERE, name))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    loader.exec_module(module)
-    return module
-
-
 def make_bases(folder, names):
     os.makedirs(folder, exist_ok=True)
     missing = [n for n in names if not os.path.exists(os.path.join(folder, n + ".json"))]
     if not missing:
         return
     require_tools()
-    maker = load_script("make-matrix")
     for name in missing:
         matrix_cases.CASES[name] = {"name": name, "steps": BASES[name], "quick": False, "kernel": True, "keep": None, "extra": []}
-        said = maker.make(name, folder, True)
+        said = make_matrix.make(name, folder, True)
         print("base %-14s %s" % (name, said[1]), flush=True)
         if said[1] != "made":
             sys.exit(1)
@@ -792,7 +784,7 @@ class Mutator:
             kind = self.rng.choice((3, 4, 4))
             return "%s %r" % ("create" if kind == 3 else "link", name[:12]), tag(kind, struct.pack("<II", parent.number, some_inode()) + name)
 
-        out, said, check = bytearray(tag(9, struct.pack("<II", 0 if self.rng.random() < 0.95 else 1, tid))), [], None
+        out, said = bytearray(tag(9, struct.pack("<II", 0 if self.rng.random() < 0.95 else 1, tid))), []
         if not dirs:
             return None
         blocks, commit_crc = [], 0
@@ -1138,7 +1130,7 @@ def main():
     parser.add_argument("--save-all", action="store_true", help="save lenient and strict ones too")
     parser.add_argument("--replay", nargs="+", metavar="FILE")
     args = parser.parse_args()
-    program = load_script("judge-matrix").find_program()
+    program = judge_matrix.find_program()
     fast = os.path.join("/dev/shm" if os.path.isdir("/dev/shm") else "/tmp", "mutate-%d" % os.getpid())
     try:
         if args.replay:

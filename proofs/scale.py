@@ -2,7 +2,7 @@
 """How pishrink scales: time and memory on cards with millions of files, of 100 GB, 1 TB and more. Fails where more
 memory is taken than README's limits say.
 
-    scripts/scale [--inodes 1,2,5] [--sizes 100,1000] [--full] [--used] [--grow] [--huge] [--dir DIR] [--keep]
+    proofs/scale.py [--inodes 1,2,5] [--sizes 100,1000] [--full] [--used] [--grow] [--huge] [--dir DIR] [--keep]
 
 For each size (in GB) and number of files (in millions) a sparse card is made: an MBR up to 2 TB, mke2fs with its
 defaults, and the kernel creates the files, a thousand to a folder, each with one preallocated block, one in

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 NEEDED = ("mke2fs", "e2fsck", "resize2fs", "tune2fs", "debugfs", "mount", "losetup")
 MIB = 1 << 20

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Killed, stopped, starved: what is left after a run that could not finish?
 
-    scripts/kill-matrix [--rounds N] [--seed S] [--program PATH] [--dir DIR]
+    proofs/kill_matrix.py [--rounds N] [--seed S] [--program PATH] [--dir DIR]
 
 - SIGKILL at random moments of capture (raw, .xz, .zst, raw with --resume), flash and expand: no
   half-done file under its final name, the source unchanged, the next run makes what it would have made

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Power cuts, by the hundred: does our recovery equal the kernel's?
 
-    scripts/crash-matrix [--crashes N] [--only NAME] [--seed S] [--dir DIR] [--keep]
+    proofs/crash_matrix.py [--crashes N] [--only NAME] [--seed S] [--dir DIR] [--keep]
 
 For each way to make a filesystem: mount it, let a child do random work, stop the child at random
 moments and copy the image as it is.  Each copy is then recovered by `examples/replay`, by
