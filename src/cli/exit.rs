@@ -19,6 +19,8 @@ pub enum Exit {
     Refused = 5,
     /// Done, but not all of the input could be saved.
     Losses = 6,
+    /// The card is as written, but a system mounted it since, and changed what it changes then.
+    MountedSince = 7,
     Interrupted = 130,
 }
 

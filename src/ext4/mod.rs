@@ -11,6 +11,7 @@ pub mod owner;
 pub mod plan;
 pub mod read;
 pub mod recover;
+pub mod since;
 mod sound;
 #[cfg(test)]
 pub(crate) mod test_image;

@@ -16,10 +16,10 @@ pub(super) const MAX_DIRECTORY: u64 = 65_536 * ENTRY as u64;
 
 const VOLUME_ID: u8 = 0x08;
 const DIRECTORY: u8 = 0x10;
-const LONG_NAME: u8 = 0x0f;
+pub(super) const LONG_NAME: u8 = 0x0f;
 
 /// Where a short entry has the day of the last access.
-const LAST_ACCESS: usize = 18;
+pub(super) const LAST_ACCESS: usize = 18;
 
 /// A file, directory or label, as the short entry has it.
 pub(super) struct Found<'a> {

@@ -16,6 +16,7 @@ mod boot;
 mod check;
 mod dir;
 mod owner;
+mod since;
 #[cfg(test)]
 mod tests;
 mod usage;

@@ -4,6 +4,7 @@
 //! the filesystem's metadata. So what differs is put back in memory, the expansion is planned for
 //! that, and only what the plan does not explain is a difference.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use super::digest::blocks;
 use super::grow::{ExpandPlan, ExpandTo};
 use super::plan::{CELL, FlashPlan};
 use super::reading::{RangeCheck, Unpacked, read_cells};
+use super::since::not_by_mounting;
 use super::source::ImageSource;
 use crate::bmap::Bmap;
 use crate::codec::foreign;
@@ -39,6 +41,8 @@ pub struct Checked {
     pub differences: Vec<Difference>,
     /// Is the card the image after an expansion?
     pub expanded: bool,
+    /// What differs because a system mounted the card since: no difference of what was written.
+    pub mounted_since: Vec<ByteRange>,
 }
 
 /// Reads the image, checks it against its map and whatever else is known of it, and compares the
@@ -168,58 +172,67 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Takes out of the differences what an expansion made.
+    /// Takes out of the differences what an expansion made, and what a system did that mounted the card.
     fn explain(mut self) -> Result<Checked> {
         if let Some(card) = self.card
             && !self.checked.differences.is_empty()
             && self.kept_bytes <= MOST_KEPT
-            && let Some(explained) = expansion(card, std::mem::take(&mut self.kept))
         {
-            let differences = std::mem::take(&mut self.checked.differences);
-            for difference in differences {
-                if !explained(difference.range) {
-                    self.checked.differences.push(difference);
-                }
+            let mut before = Overlay::new(card.len());
+            for (start, bytes) in std::mem::take(&mut self.kept) {
+                before.set_bytes(start, bytes);
             }
-            self.checked.expanded = true;
+            let mut views = expansions(card, &before);
+            let count = self.checked.differences.len();
+            let as_expanded = |range| views.iter().any(|view| is_as(view, card, range));
+            self.checked.differences.retain(|d| !as_expanded(d.range));
+            self.checked.expanded = self.checked.differences.len() < count;
+            views.push(before);
+            self.take_mounted(card, &views);
         }
         self.checked.differences = joined(self.checked.differences);
         Ok(self.checked)
     }
+
+    /// Moves what mounting explains, of a card that was as one of `views`.
+    fn take_mounted(&mut self, card: &dyn ReadAt, views: &[Overlay]) {
+        let ranges: Vec<_> = self.checked.differences.iter().map(|d| d.range).collect();
+        let left = views
+            .iter()
+            .map(|view| not_by_mounting(&view.over(card), card, &ranges))
+            .min_by_key(Vec::len);
+        let left: HashSet<_> = left
+            .into_iter()
+            .flatten()
+            .map(|range| range.start)
+            .collect();
+        self.checked.differences.retain(|difference| {
+            let stays = left.contains(&difference.range.start);
+            if !stays {
+                self.checked.mounted_since.push(difference.range);
+            }
+            stays
+        });
+    }
 }
 
-/// Plans the expansion that may have made the card out of `original` bytes at some places; the
-/// answer tells whether a range of the card is as it left it.
-fn expansion(
-    card: &dyn ReadAt,
-    original: Vec<(u64, Vec<u8>)>,
-) -> Option<impl Fn(ByteRange) -> bool + '_> {
-    let mut before = Overlay::new(card.len());
-    for (start, bytes) in original {
-        before.set_bytes(start, bytes);
-    }
+/// Plans the expansions that may have made the card out of `before`, what the image has where they differ.
+fn expansions(card: &dyn ReadAt, before: &Overlay) -> Vec<Overlay> {
     // Grown to the end, or to the size that it has now.
     let table = PartitionTable::read(card).ok().flatten();
     let last = table.and_then(|table| table.partitions().last().map(|p| p.range.len()));
     let sizes = std::iter::once(ExpandTo::Max).chain(last.map(ExpandTo::Size));
-    let after: Vec<Overlay> = sizes
+    sizes
         .filter_map(|size| ExpandPlan::new(&before.over(card), size).ok())
         .filter(|plan| !plan.is_nothing())
         .map(|plan| before.then(&plan.flat(card.len())))
-        .collect();
-    if after.is_empty() {
-        return None;
-    }
-    Some(move |range: ByteRange| {
-        let len = range.len() as usize;
-        let Ok(seen) = card.read_vec_at(range.start, len) else {
-            return false;
-        };
-        after.iter().any(|after| {
-            after
-                .over(card)
-                .read_vec_at(range.start, len)
-                .is_ok_and(|expected| expected == seen)
-        })
-    })
+        .collect()
+}
+
+/// Has the card in `range` what `view` has there?
+fn is_as(view: &Overlay, card: &dyn ReadAt, range: ByteRange) -> bool {
+    let len = range.len() as usize;
+    let seen = card.read_vec_at(range.start, len);
+    let expected = view.over(card).read_vec_at(range.start, len);
+    matches!((seen, expected), (Ok(seen), Ok(expected)) if seen == expected)
 }

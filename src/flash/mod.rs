@@ -23,6 +23,7 @@ mod plan;
 mod probe;
 mod publish;
 mod reading;
+mod since;
 mod source;
 mod target;
 #[cfg(test)]

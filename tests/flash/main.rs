@@ -11,5 +11,6 @@ mod layouts;
 mod safety;
 #[path = "../common/scratch.rs"]
 mod scratch;
+mod since;
 mod tools;
 mod web;

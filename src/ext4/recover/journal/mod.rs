@@ -34,8 +34,16 @@ use crate::ext4::format::superblock::{
 };
 use crate::ext4::recover::fast_commit;
 use crate::ext4::recover::tags::{FastCommits, Scanner};
-use crate::io::{Overlay, ReadAt};
+use crate::io::{Overlay, RangeSet, ReadAt};
 use crate::units::BlockNr;
+
+/// Returns the blocks of the filesystem that belong to its journal.
+///
+/// # Errors
+/// As for a replay.
+pub fn places(fs: &Super, device: &dyn ReadAt) -> Result<RangeSet> {
+    Ok(Log::open(fs, device)?.places().clone())
+}
 
 /// What to do about a journal that this program cannot replay.
 pub const HINT: &str = "mount the card once under Linux, or run e2fsck";
