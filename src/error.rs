@@ -38,6 +38,7 @@ pub struct Error {
     kind: ErrorKind,
     context: String,
     hint: Option<String>,
+    gone: bool,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -47,6 +48,7 @@ impl Error {
             kind,
             context: context.into(),
             hint: None,
+            gone: false,
             source: None,
         }
     }
@@ -66,6 +68,7 @@ impl Error {
             kind,
             context: context.into(),
             hint: None,
+            gone: ours.is_some_and(|error: &Self| error.gone),
             source: Some(Box::new(source)),
         }
     }
@@ -108,6 +111,14 @@ impl Error {
         self
     }
 
+    /// Says that the device does not answer any more: a sign that it was pulled out, rather than that a
+    /// place on it is bad.
+    #[must_use]
+    pub fn gone(mut self) -> Self {
+        self.gone = true;
+        self
+    }
+
     /// Puts `context` in front: the larger thing that was being done. Where it was stopped is of no
     /// interest to who stopped it.
     #[must_use]
@@ -120,6 +131,11 @@ impl Error {
 
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// Does the device not answer any more? What says so is known in `device`, for each system.
+    pub fn is_gone(&self) -> bool {
+        self.gone
     }
 
     pub fn hint(&self) -> Option<&str> {

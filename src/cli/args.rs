@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use super::size;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 input not sound or not supported, \
-4 verification failed, 5 refused for safety, 6 done with losses, 130 interrupted.";
+4 verification failed, 5 refused for safety, 6 done with losses, 7 as written but mounted since, 130 interrupted.";
 
 const NOTHING_TAKEN_OUT: &str = "The image holds everything that is on the card, host name, \
 passwords and keys too: think before you share it.";
@@ -136,6 +136,9 @@ pub struct Flash {
     /// Write over a target that is a file and exists: all that is in it is lost
     #[arg(long)]
     pub overwrite: bool,
+    /// Leave the card in, for the system to show what is on it
+    #[arg(long)]
+    pub no_eject: bool,
     /// Create the target as a file that stands for a card of this size
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub card_size: Option<u64>,
@@ -159,6 +162,9 @@ pub struct Expand {
     /// Also write to devices that do not look like a card
     #[arg(long)]
     pub allow_any_device: bool,
+    /// Leave the card in, for the system to show what is on it
+    #[arg(long)]
+    pub no_eject: bool,
 }
 
 /// Check an image against its block map and sha256, or a card against an image

@@ -61,6 +61,7 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         inner: &*source.file,
         watch: &watch,
     };
+    let _awake = source.file.info().map(|_| device::stay_awake());
     let options = PlanOptions {
         headroom: args.headroom,
         shrink: !args.no_shrink,
@@ -110,6 +111,12 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     let text = done_text(&plan, &captured, paths.as_ref(), codec, seconds);
     let object = done_object(&plan, &captured, paths.as_ref(), codec, seconds);
     screen.result(&text, &object);
+    if let Some(info) = source.file.info().filter(|info| info.removable) {
+        let place = info.path.display();
+        screen.say(&format!(
+            "{place}: nothing was written to it: take the card out"
+        ));
+    }
     if let Some(error) = &captured.besides {
         screen.complain(error);
         return Ok(Exit::of(error));

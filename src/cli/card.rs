@@ -200,6 +200,32 @@ pub fn open(target: &Target, screen: &Screen) -> Result<OpenCard> {
     })
 }
 
+/// Ejects a card that is done, if it is one to be taken out. Returns whether it was; what to do is said.
+pub fn eject(card: OpenCard, screen: &Screen) -> bool {
+    let place = card.target.path().display().to_string();
+    if !card.target.info().is_some_and(safety::can_be_ejected) {
+        release(card, screen);
+        return false;
+    }
+    match card.target.eject() {
+        Ok(true) => {
+            screen.say(&format!("{place}: ejected: take it out"));
+            true
+        }
+        Ok(false) => {
+            screen.say(&format!("{place}: all is written: take it out"));
+            false
+        }
+        Err(error) => {
+            screen.say(&format!(
+                "{place}: all is written, but it could not be ejected: eject it before it is taken out ({})",
+                error.one_line()
+            ));
+            false
+        }
+    }
+}
+
 /// Has the system look at the card again.
 pub fn release(card: OpenCard, screen: &Screen) {
     if let Some(doubt) = card.target.doubt() {

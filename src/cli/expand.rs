@@ -48,6 +48,7 @@ pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
         .collect();
     let what = "Its last partition will grow in place.";
     card::confirm(&devices, what, &permissions, screen)?;
+    let _awake = (!devices.is_empty()).then(device::stay_awake);
     let mut card = card::open(&targets[0], screen)?;
     card.watch = Some(screen.watch(&args.target.display().to_string()));
     let expanded = foreign::refuse_disk(&card)
@@ -57,9 +58,18 @@ pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
         true => Ok(plan.summary().clone()),
         false => plan.run(&card, screen),
     });
-    card::release(card, screen);
+    let ejected = match expanded.is_ok() && !args.no_eject {
+        true => card::eject(card, screen),
+        false => {
+            card::release(card, screen);
+            false
+        }
+    };
     let expanded = expanded?;
-    screen.result(&describe(&expanded), &json!({ "expansion": expanded }));
+    screen.result(
+        &describe(&expanded),
+        &json!({ "expansion": expanded, "ejected": ejected }),
+    );
     Ok(Exit::Done)
 }
 

@@ -52,13 +52,26 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
         let what = "Everything on it will be lost.";
         card::confirm(&targets, what, &permissions, screen)?;
     }
+    let device = |target: &Target| matches!(target, Target::Device(_));
+    let _awake = targets.iter().any(device).then(device::stay_awake);
     let cards: Vec<OpenCard> = targets
         .iter()
         .map(|target| card::open(target, screen))
         .collect::<Result<_>>()?;
     let reports = write(args, &image, &targets, &cards, screen);
-    for card in cards {
-        card::release(card, screen);
+    let done = |index: usize| {
+        let reports = reports.as_ref();
+        reports.is_ok_and(|reports| reports[index].published && reports[index].error.is_none())
+    };
+    let mut ejected = Vec::new();
+    for (index, card) in cards.into_iter().enumerate() {
+        ejected.push(match done(index) && !args.no_eject {
+            true => card::eject(card, screen),
+            false => {
+                card::release(card, screen);
+                false
+            }
+        });
     }
     let reports = reports.map_err(|error| about(Path::new(&image.name), error))?;
     let complete = |path: &Path| {
@@ -69,7 +82,10 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
     drop(created);
     let seconds = begun.elapsed().as_secs_f64();
     let text = table(&targets, &reports, seconds);
-    screen.result(&text, &object(&image, &targets, &reports, seconds));
+    screen.result(
+        &text,
+        &object(&image, &targets, &reports, &ejected, seconds),
+    );
     let mut exit = Exit::Done;
     for (target, report) in targets.iter().zip(&reports) {
         let Some(error) = &report.error else { continue };
@@ -250,11 +266,18 @@ pub(super) fn grown(expansion: &Expansion) -> String {
     }
 }
 
-fn object(image: &Image, targets: &[Target], reports: &[CardReport], seconds: f64) -> Value {
+fn object(
+    image: &Image,
+    targets: &[Target],
+    reports: &[CardReport],
+    ejected: &[bool],
+    seconds: f64,
+) -> Value {
     let cards: Vec<_> = targets
         .iter()
         .zip(reports)
-        .map(|(target, report)| {
+        .zip(ejected)
+        .map(|((target, report), ejected)| {
             json!({
                 "target": target.path().display().to_string(),
                 "card_bytes": report.card_len,
@@ -264,6 +287,7 @@ fn object(image: &Image, targets: &[Target], reports: &[CardReport], seconds: f6
                 "wiped_bytes": report.wiped,
                 "verified": report.is_verified(),
                 "complete": report.published,
+                "ejected": ejected,
                 "verification": report.verification,
                 "expansion": report.expansion,
                 "error": report.error.as_ref().map(error_object),

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::exit::Exit;
-use crate::capture;
+use crate::{capture, device};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -38,7 +38,7 @@ impl Interrupt {
 
 /// Takes over the signals. Where that fails, they end the program as they always did.
 pub fn install() -> Interrupt {
-    let _ = ctrlc::set_handler(|| {
+    device::on_interrupt(|| {
         if ASKING.load(Ordering::SeqCst) {
             let _ = writeln!(
                 std::io::stderr(),

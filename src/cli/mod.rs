@@ -18,6 +18,7 @@ mod size;
 mod verify;
 mod watch;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,6 +27,7 @@ use args::{Args, Command};
 use exit::Exit;
 use render::Screen;
 
+use crate::device;
 use crate::error::Error;
 
 /// Runs the program with the process's arguments.
@@ -38,6 +40,12 @@ pub fn run() -> ExitCode {
         Ok(args) => args,
         Err(error) => return not_understood(&error),
     };
+    if !args.global.quiet {
+        // What is waited for, while nothing else can be told.
+        device::tell_waits(|what| {
+            let _ = writeln!(std::io::stderr(), "{what}");
+        });
+    }
     let screen = Screen::new(&args.global, interrupt::install());
     // Signals come to the main thread first, and one that waits for a failing card takes none.
     let exit = std::thread::scope(|scope| {
@@ -101,6 +109,7 @@ fn command(command: &Command, screen: &Screen) -> Exit {
         Command::Devices(args) => devices::run(args, screen),
     };
     outcome.unwrap_or_else(|error| {
+        let error = device::advise(error);
         screen.error(&error);
         Exit::of(&error)
     })

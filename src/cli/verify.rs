@@ -38,6 +38,8 @@ pub fn run(args: &Verify, screen: &Screen) -> Result<Exit> {
         Some(path) => Some(device::open_source(path, &options)?),
         None => None,
     };
+    let on_device = card.as_ref().and_then(|card| card.info());
+    let _awake = on_device.map(|_| device::stay_awake());
     let watch = screen.watch(&name);
     let card = card.as_ref().map(|card| Watched {
         inner: card,
@@ -56,6 +58,7 @@ pub fn run(args: &Verify, screen: &Screen) -> Result<Exit> {
             "with_sha256": image.checked,
             "expanded": checked.expanded,
             "differences": checked.differences,
+            "mounted_since": checked.mounted_since,
         }),
     );
     if !checked.differences.is_empty() {
@@ -66,7 +69,10 @@ pub fn run(args: &Verify, screen: &Screen) -> Result<Exit> {
         ));
         return Ok(Exit::VerifyFailed);
     }
-    Ok(Exit::Done)
+    Ok(match checked.mounted_since.is_empty() {
+        true => Exit::Done,
+        false => Exit::MountedSince,
+    })
 }
 
 fn describe(checked: &Checked, image: &Image, with_card: bool) -> String {
@@ -81,12 +87,23 @@ fn describe(checked: &Checked, image: &Image, with_card: bool) -> String {
             (false, false) => "readable to its end; there is no block map or sha256 to check it by",
         };
         lines.push(format!("{}: {bytes} {by}", clean(&image.name)));
-    } else if checked.differences.is_empty() {
+    } else if checked.differences.is_empty() && checked.mounted_since.is_empty() {
         let how = match checked.expanded {
             true => "as in the image, and expanded",
             false => "as in the image",
         };
         lines.push(format!("{bytes} are {how}"));
+    }
+    if !checked.mounted_since.is_empty() {
+        let bytes: u64 = checked.mounted_since.iter().map(|range| range.len()).sum();
+        let all_else = match checked.differences.is_empty() {
+            true => ", all else is as written",
+            false => "",
+        };
+        lines.push(format!(
+            "mounted since: a system's own files, marks and times differ ({}){all_else}",
+            human_bytes(bytes)
+        ));
     }
     for difference in checked.differences.iter().take(SHOWN) {
         let range = difference.range;

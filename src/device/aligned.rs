@@ -42,6 +42,10 @@ impl<T: ReadAt> Bounced<T> {
         &self.inner
     }
 
+    pub fn into_inner(self) -> T {
+        self.inner
+    }
+
     /// Returns the multiple of bytes that passes without a copy.
     pub fn block(&self) -> u64 {
         self.block

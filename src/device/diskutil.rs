@@ -52,6 +52,18 @@ struct Part {
     mount_points: Vec<PathBuf>,
 }
 
+/// Returns what diskutil says of its failure: with `-plist`, as a list that has an `ErrorMessage`.
+pub(super) fn error_message(stdout: &[u8], stderr: &[u8]) -> String {
+    let message = parse_dict(stdout).ok().and_then(|dict| {
+        let message = dict.get("ErrorMessage")?.as_string()?;
+        Some(message.trim().to_owned())
+    });
+    message.unwrap_or_else(|| {
+        let text = [stderr, stdout].concat();
+        String::from_utf8_lossy(&text).trim().to_owned()
+    })
+}
+
 /// One device, from `diskutil info -plist`.
 #[derive(Debug)]
 pub(super) struct Info {
@@ -631,5 +643,15 @@ pub(crate) mod tests {
                 .device(&Info::parse(empty).unwrap(), &|_| true)
                 .is_none()
         );
+    }
+
+    #[test]
+    fn failures_are_understood_as_text_and_as_a_list() {
+        let list = br#"<?xml version="1.0" encoding="UTF-8"?>
+<plist version="1.0"><dict><key>Error</key><true/>
+<key>ErrorMessage</key><string>Could not find disk: disk9</string></dict></plist>"#;
+        assert_eq!(error_message(list, b""), "Could not find disk: disk9");
+        let text = error_message(b"Unmount failed\n", b"dissented by PID 7\n");
+        assert_eq!(text, "dissented by PID 7\nUnmount failed");
     }
 }

@@ -4,28 +4,33 @@ use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Setter, opcode};
 use rustix::mount::UnmountFlags;
 
 use super::files::strongest;
 use super::open::expect_device;
+use super::patience::{self, Patience};
 use super::sysfs::Snapshot;
-use super::unix::{NO_WAIT, file_len, is_errno, is_unknown, lock_alone, open_with};
+#[cfg(feature = "cli")]
+pub(super) use super::unix::on_interrupt;
+use super::unix::{NO_WAIT, file_len, is_errno, is_unknown, lock, lock_alone, locked, open_with};
 pub(super) use super::unix::{
     create_private, is_same_file, make_sparse, path_kind, read_at, write_at,
 };
-use super::{Access, AlignedBuf, DeviceInfo, Opened, PathKind, Volume, not_a_device};
+use super::{Access, AlignedBuf, Bus, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, Result};
 use crate::io::Synced;
 
 // linux/fs.h
+const CDROMEJECT: rustix::ioctl::Opcode = opcode::none(0x53, 0x09); // linux/cdrom.h
 const BLKRRPART: rustix::ioctl::Opcode = opcode::none(0x12, 95);
 const BLKFLSBUF: rustix::ioctl::Opcode = opcode::none(0x12, 97);
 const BLKDISCARD: rustix::ioctl::Opcode = opcode::none(0x12, 119);
@@ -34,6 +39,12 @@ const BLKZEROOUT: rustix::ioctl::Opcode = opcode::none(0x12, 127);
 // linux/magic.h
 const MSDOS_SUPER_MAGIC: u64 = 0x4d44;
 const EXFAT_SUPER_MAGIC: u64 = 0x2011_bab0;
+
+/// Failing media can keep a program for ever.
+const PATIENCE: Patience = Patience {
+    tell: Duration::from_secs(5),
+    give_up: Duration::from_secs(60),
+};
 
 /// Enough for the direct I/O of every common file system.
 const FILE_BLOCK: u64 = 4096;
@@ -76,7 +87,7 @@ fn snapshot() -> Result<Snapshot> {
 }
 
 /// What is unmounted stays so: nothing has to be held.
-pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<Vec<File>> {
+pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume], _force: bool) -> Result<Vec<File>> {
     for volume in volumes {
         // The last mount may lie on the first.
         for place in volume.mount_points.iter().rev() {
@@ -86,10 +97,9 @@ pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<Vec<File>
                 .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
             {
                 // Desktops let the user who sits there unmount what was mounted for him.
-                let done = Command::new("udisksctl")
-                    .args(["unmount", "--no-user-interaction", "-b"])
-                    .arg(&volume.path)
-                    .output();
+                let mut command = Command::new("udisksctl");
+                command.args(["unmount", "--no-user-interaction", "-b"]);
+                let done = patience::run(command.arg(&volume.path), "udisksctl", PATIENCE);
                 if done.is_ok_and(|output| output.status.success()) {
                     result = Ok(());
                 }
@@ -174,10 +184,8 @@ pub(super) fn open_device(info: &DeviceInfo, access: Access) -> Result<Opened> {
     if access == Access::Read {
         // Best effort: it doubles the kernel's read-ahead.
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
-    } else if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        // udev honours this lock and leaves the half-written table alone. O_EXCL is what protects data.
-        notes.push("the device could not be locked against being probed meanwhile".to_owned());
     }
+    lock_device(&file, access, path, &mut notes)?;
     let len = file
         .seek(SeekFrom::End(0))
         .map_err(|error| explain(error, "ask the size of", path))?;
@@ -193,6 +201,23 @@ pub(super) fn open_device(info: &DeviceInfo, access: Access) -> Result<Opened> {
         held: vec![],
         file,
     })
+}
+
+/// Keeps other runs away: writers from readers and each other. udev honours the lock as well, and leaves
+/// a half-written table alone; it takes it itself for a moment.
+fn lock_device(file: &File, access: Access, path: &Path, notes: &mut Vec<String>) -> Result<()> {
+    let alone = access != Access::Read;
+    for _ in 0..BUSY_RETRIES {
+        match lock(file, alone) {
+            Ok(()) => return Ok(()),
+            Err(error) if is_errno(&error, Errno::WOULDBLOCK) => sleep(BUSY_PAUSE),
+            Err(_) => {
+                notes.push("the device could not be locked".to_owned());
+                return Ok(());
+            }
+        }
+    }
+    Err(locked(path))
 }
 
 pub(super) fn open_file(path: &Path, access: Access) -> Result<Opened> {
@@ -324,6 +349,52 @@ pub(super) fn reread_table(file: &File) -> io::Result<bool> {
     Err(Errno::BUSY.into())
 }
 
+/// Ejects the medium as eject(1) does. Built-in slots know no such request, and need none.
+pub(super) fn eject(info: &DeviceInfo, file: File, _held: Vec<File>) -> Result<bool> {
+    // SAFETY: CDROMEJECT takes no argument.
+    match unsafe { rustix::ioctl::ioctl(&file, NoArg::<CDROMEJECT>::new()) } {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            // Best effort, as it stays: who takes it out does not need it.
+            let _ = reread_table(&file);
+            match info.bus {
+                Bus::Mmc => Ok(false),
+                _ => Err(explain(error.into(), "eject", &info.path)),
+            }
+        }
+    }
+}
+
+/// systemd-inhibit around a program that ends with its standard input, which ends with us.
+pub(super) struct Awake(Child);
+
+pub(super) fn stay_awake() -> Option<Awake> {
+    let child = Command::new("systemd-inhibit")
+        .args(["--what=sleep:idle", "--mode=block", "--no-ask-password"])
+        .args(["--who=pishrink", "--why=A card is being read or written"])
+        .arg("cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // A Ctrl-C is for us, who may go on for a moment.
+        .process_group(0)
+        .spawn();
+    child.ok().map(Awake)
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        // It ends at once; one that hangs is not waited for.
+        for _ in 0..20 {
+            if !matches!(self.0.try_wait(), Ok(None)) {
+                return;
+            }
+            sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 fn block_ioctl<const OPCODE: rustix::ioctl::Opcode>(
     file: &File,
     request: Setter<OPCODE, [u64; 2]>,
@@ -370,12 +441,29 @@ pub(super) fn explain(error: io::Error, doing: &str, path: &Path) -> Error {
         Some(Errno::ROFS) => {
             "the card is write-protected: move the switch on its or the adapter's side"
         }
-        Some(Errno::NOMEDIUM) => "put the card in",
-        Some(Errno::NXIO | Errno::NODEV) => "the device is gone: was the card pulled out?",
+        Some(Errno::NOMEDIUM | Errno::NXIO | Errno::NODEV | Errno::SHUTDOWN) => {
+            return Error::io(context, error)
+                .gone()
+                .with_hint("there is no card, or it was pulled out: put it in");
+        }
         Some(Errno::IO) => "the device fails: try another reader or card, and look at dmesg",
         _ => return Error::io(context, error),
     };
     Error::io(context, error).with_hint(hint)
+}
+
+/// As [`explain`], for a request to what is open.
+pub(super) fn explain_request(error: io::Error, doing: &str, path: &Path) -> Error {
+    explain(error, doing, path)
+}
+
+/// The kernel waits for devices that are not ready by itself.
+pub(super) fn is_unready(_error: &io::Error) -> bool {
+    false
+}
+
+pub(super) fn advise(error: Error) -> Error {
+    error
 }
 
 fn is_device(path: &Path) -> bool {

@@ -3,30 +3,35 @@
 //! A raw device (`/dev/rdisk4`) takes whole blocks only, tells its size by ioctl (stat says 0), and fails
 //! `F_FULLFSYNC` with ENOTTY: that is why [`sync`] tells it from a file.
 
-use std::fs::{self, File};
-use std::io::{self, IoSliceMut};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::ioctl::{Getter, NoArg, Opcode, opcode};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use super::diskutil::{Info, Layout, whole_name};
+use super::darwin::{self, Asked, OpenAs, System, When};
+use super::diskutil::{self, Info, Layout, whole_name};
 use super::files::strongest;
 use super::open::expect_device;
-use super::unix::{NO_WAIT, file_len, is_errno, is_unknown, lock_alone, open_with};
+use super::patience::{self, Patience};
+#[cfg(feature = "cli")]
+pub(super) use super::unix::on_interrupt;
+use super::unix::{NO_WAIT, file_len, is_unknown, lock_alone, open_with};
 pub(super) use super::unix::{create_private, is_same_file, make_sparse, read_at, write_at};
 use super::{Access, DeviceInfo, Opened, PathKind, Volume, not_a_device};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Synced;
 
 // sys/disk.h
+const DKIOCEJECT: Opcode = opcode::none(b'd', 21);
 const DKIOCSYNCHRONIZECACHE: Opcode = opcode::none(b'd', 22);
 const DKIOCGETBLOCKSIZE: Opcode = opcode::read::<u32>(b'd', 24);
 const DKIOCGETBLOCKCOUNT: Opcode = opcode::read::<u64>(b'd', 25);
@@ -70,20 +75,62 @@ fn device(layout: &Layout, name: &str) -> Result<DeviceInfo> {
         .ok_or_else(|| Error::new(ErrorKind::Io, format!("diskutil does not know {name}")))
 }
 
+/// This Mac.
+struct Mac;
+
+impl System for Mac {
+    type File = File;
+
+    fn diskutil(&self, arguments: &[&str]) -> Result<Vec<u8>> {
+        diskutil(arguments)
+    }
+
+    fn open(&self, path: &Path, how: OpenAs) -> io::Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .write(how.write)
+            .custom_flags(how.flags())
+            .open(path)
+    }
+
+    fn authopen(&self, path: &Path, how: OpenAs) -> io::Result<Asked<File>> {
+        authopen(path, how)
+    }
+
+    fn lock(&self, file: &File, alone: bool) -> io::Result<()> {
+        super::unix::lock(file, alone)
+    }
+
+    fn eject(&self, file: &File) -> io::Result<()> {
+        // SAFETY: DKIOCEJECT takes no argument.
+        Ok(unsafe { rustix::ioctl::ioctl(file, NoArg::<DKIOCEJECT>::new()) }?)
+    }
+
+    fn is_root(&self) -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+}
+
+/// Failing media can keep diskutil for ever.
+const PATIENCE: Patience = Patience {
+    tell: Duration::from_secs(5),
+    give_up: Duration::from_secs(60),
+};
+
 /// Runs diskutil and returns what it printed.
 fn diskutil(arguments: &[&str]) -> Result<Vec<u8>> {
     let what = format!("diskutil {}", arguments.join(" "));
-    let output = Command::new("/usr/sbin/diskutil")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
+    let mut command = Command::new("/usr/sbin/diskutil");
+    let output = patience::run(command.args(arguments), &what, PATIENCE)
         .map_err(|error| Error::io(format!("cannot run {what}"), error))?;
     if output.status.success() {
         return Ok(output.stdout);
     }
-    let said = String::from_utf8_lossy(&[output.stderr, output.stdout].concat())
-        .trim()
-        .to_owned();
+    let said = diskutil::error_message(&output.stdout, &output.stderr);
     Err(Error::new(ErrorKind::Io, format!("{what} failed: {said}")))
 }
 
@@ -100,7 +147,7 @@ fn device_name(path: &Path) -> Result<Option<String>> {
 }
 
 /// What is unmounted stays so until the disk is closed by its last writer: nothing has to be held.
-pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<Vec<File>> {
+pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume], force: bool) -> Result<Vec<File>> {
     let mut commands = Vec::new();
     if info.is_partition {
         commands.extend(
@@ -118,14 +165,7 @@ pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<Vec<File>
         );
         commands.push(("unmountDisk", info.name.clone()));
     }
-    for (verb, name) in commands {
-        diskutil(&[verb, &name]).map_err(|error| {
-            let what = format!("cannot unmount {}", info.path.display());
-            Error::refused(what).with_source(error).with_hint(
-                "close the programs that use it, Disk Utility too, or eject it in the Finder",
-            )
-        })?;
-    }
+    darwin::unmount(&Mac, &info.path, &commands, force)?;
     Ok(vec![])
 }
 
@@ -136,7 +176,7 @@ pub(super) fn holds(info: &DeviceInfo, path: &Path) -> Result<bool> {
         Err(error) => return Err(explain(error.into(), "find", path)),
     };
     let source = text(&stat.f_mntfromname);
-    let Some(name) = source.strip_prefix("/dev/") else {
+    let Some(name) = darwin::mounted_from(&source) else {
         return Ok(false);
     };
     let disk = whole_name(&info.name).unwrap_or(&info.name);
@@ -155,20 +195,12 @@ pub(super) fn path_kind(path: &Path) -> io::Result<PathKind> {
 
 pub(super) fn open_device(info: &DeviceInfo, access: Access) -> Result<Opened> {
     let path = &info.io_path;
-    let fail = |error| explain(error, "open", path);
-    let mut notes = Vec::new();
-    let file = match open_with(path, access, OFlags::empty()) {
-        Err(error) if is_denied(&error) && !rustix::process::geteuid().is_root() => {
-            authopen(path, access).map_err(|cause| explain(error, "open", path).within(cause))?
-        }
-        result => result.map_err(fail)?,
-    };
-    expect_device(path, path_kind(path).map_err(fail)?)?;
-    if access != Access::Read
-        && rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
-    {
-        notes.push("the device could not be locked".to_owned());
-    }
+    // What the user wants to be read although it is mounted cannot be had alone.
+    let exclusive = access != Access::Read || info.mounted().next().is_none();
+    let again = || unmount_again(info, access);
+    let (file, mut notes) = darwin::open(&Mac, path, access, exclusive, &again)?;
+    let kind = path_kind(path).map_err(|error| explain(error, "open", path))?;
+    expect_device(path, kind)?;
     // SAFETY: these requests write one value of the type that their number tells, to the getter's own.
     let (block, count, max) = unsafe {
         (
@@ -206,6 +238,16 @@ pub(super) fn open_device(info: &DeviceInfo, access: Access) -> Result<Opened> {
     })
 }
 
+/// Unmounts what was mounted since the disk was looked at: the system looks at new cards for a while.
+fn unmount_again(info: &DeviceInfo, access: Access) -> Result<()> {
+    let now = describe(&info.path)?;
+    let mounted: Vec<_> = now.mounted().cloned().collect();
+    if mounted.is_empty() || !now.removable {
+        return Ok(());
+    }
+    unmount(&now, &mounted, access != Access::Read).map(drop)
+}
+
 pub(super) fn open_file(path: &Path, access: Access) -> Result<Opened> {
     let fail = |error| explain(error, "open", path);
     let mut notes = Vec::new();
@@ -237,30 +279,26 @@ fn uncached(file: &File, notes: &mut Vec<String>) {
 
 /// Has the system ask the user for permission, and receives the open file through a socket: authopen(1)
 /// sends it as a message of its own kind (`SCM_RIGHTS`) to what it has as standard output.
-fn authopen(path: &Path, access: Access) -> Result<File> {
-    let broken = |error: io::Error| Error::io("cannot ask for permission (authopen)", error);
-    let flags = match access {
-        Access::Read => OFlags::RDONLY,
-        Access::Write { .. } => OFlags::RDWR,
-    };
-    let (ours, theirs) = UnixStream::pair().map_err(broken)?;
+fn authopen(path: &Path, how: OpenAs) -> io::Result<Asked<File>> {
+    let (ours, theirs) = UnixStream::pair()?;
     let mut child = Command::new("/usr/libexec/authopen")
         .arg("-stdoutpipe")
         .arg("-o")
-        .arg(flags.bits().to_string())
+        .arg(how.flags().to_string())
         .arg(path)
         .stdin(Stdio::null())
         .stdout(Stdio::from(OwnedFd::from(theirs)))
-        .spawn()
-        .map_err(broken)?;
+        .stderr(Stdio::piped())
+        .spawn()?;
     let received = receive_file(&ours);
-    let status = child.wait().map_err(broken)?;
-    match received.map_err(broken)? {
-        Some(file) if status.success() => Ok(file),
-        _ => Err(Error::refused("permission was not given").with_hint(
-            "answer the system's question, or run it with sudo (over ssh there is no question)",
-        )),
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        // Nothing that long is worth showing.
+        let _ = stderr.take(4096).read_to_string(&mut said);
     }
+    let status = child.wait()?;
+    let file = received?.filter(|_| status.success());
+    Ok(Asked { file, said })
 }
 
 fn receive_file(socket: &UnixStream) -> io::Result<Option<File>> {
@@ -347,32 +385,39 @@ pub(super) fn reread_table(_file: &File) -> io::Result<bool> {
     Ok(false)
 }
 
-fn is_denied(error: &io::Error) -> bool {
-    is_errno(error, Errno::ACCESS) || is_errno(error, Errno::PERM)
-}
+pub(super) use darwin::{advise, is_unready};
 
 /// Turns a system's error into one that says what can be done.
 pub(super) fn explain(error: io::Error, doing: &str, path: &Path) -> Error {
-    let context = format!("cannot {doing} {}", path.display());
-    let on_device = path.starts_with("/dev");
-    let hint = match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::BUSY) => {
-            return Error::refused(format!("{context}: it is in use"))
-                .with_source(error)
-                .with_hint(
-                    "close Disk Utility and what else uses it, then: diskutil unmountDisk force",
-                );
-        }
-        Some(Errno::ACCESS) if on_device => "run it with sudo",
-        Some(Errno::PERM) if on_device => {
-            "allow your terminal System Settings > Privacy & Security > Files and Folders > Removable Volumes"
-        }
-        Some(Errno::ROFS) => {
-            "the card is write-protected: move the switch on its or the adapter's side"
-        }
-        Some(Errno::NXIO | Errno::NODEV) => "the device is gone: was the card pulled out?",
-        Some(Errno::IO) => "the device fails: try another reader or card",
-        _ => return Error::io(context, error),
-    };
-    Error::io(context, error).with_hint(hint)
+    darwin::explain(error, doing, path, When::Opening, Mac.is_root())
+}
+
+/// As [`explain`], for a request to what is open.
+pub(super) fn explain_request(error: io::Error, doing: &str, path: &Path) -> Error {
+    darwin::explain(error, doing, path, When::Request, Mac.is_root())
+}
+
+/// Ejects the medium, and closes it.
+pub(super) fn eject(info: &DeviceInfo, file: File, _held: Vec<File>) -> Result<bool> {
+    darwin::eject(&Mac, file, &info.name).map(|()| true)
+}
+
+/// caffeinate, which ends with us.
+pub(super) struct Awake(Child);
+
+pub(super) fn stay_awake() -> Option<Awake> {
+    let child = Command::new("/usr/bin/caffeinate")
+        .args(["-i", "-m", "-w", &std::process::id().to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    child.ok().map(Awake)
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

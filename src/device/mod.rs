@@ -9,10 +9,15 @@
 //! This is the only part of the crate that may use `unsafe`.
 
 mod aligned;
+mod awake;
+#[cfg(any(target_os = "macos", test))]
+mod darwin;
 #[cfg(any(target_os = "macos", test))]
 pub(crate) mod diskutil;
 mod files;
 mod open;
+#[cfg_attr(windows, expect(dead_code))]
+mod patience;
 pub mod safety;
 #[cfg(any(windows, test))]
 mod storage_query;
@@ -33,11 +38,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use crate::io::{AlignedBuf, MEMORY_ALIGNMENT};
+pub use awake::{Awake, stay_awake};
 pub use files::SystemFiles;
 pub use open::{
     OpenTarget, SourceFile, SourceOptions, Target, TargetOptions, create_card_file, open_source,
     open_target, resolve_target,
 };
+pub use patience::tell_waits;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -185,7 +192,20 @@ pub fn mounts_of(path: &Path) -> Result<Vec<Volume>> {
 /// # Errors
 /// `Refused` with what to do if one is in use, `Io` else.
 pub fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<()> {
-    os::unmount(info, volumes).map(drop)
+    os::unmount(info, volumes, false).map(drop)
+}
+
+/// Has `handler` called, on a thread of its own, when the user wants the program to stop: Ctrl-C, SIGTERM,
+/// SIGHUP, a console that is closed. Where that cannot be had, they end it as they always did.
+#[cfg(feature = "cli")]
+pub fn on_interrupt(handler: fn()) {
+    os::on_interrupt(handler);
+}
+
+/// Adds what helps against a failure of the system, where that is known and nothing is said yet.
+#[must_use]
+pub fn advise(error: Error) -> Error {
+    os::advise(error)
 }
 
 /// Returns how many bytes this user can still write to the file system of the folder `dir`.

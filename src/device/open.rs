@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::Duration;
 
 use super::aligned::Bounced;
 use super::{Access, DeviceInfo, Opened, PathKind, describe, not_a_device, os, safety};
@@ -27,7 +29,18 @@ struct Medium {
 impl Medium {
     fn error(&self, doing: &str, count: usize, offset: u64, error: io::Error) -> Error {
         let doing = format!("{doing} {count} bytes at byte {offset} of");
-        os::explain(error, &doing, &self.path)
+        let early = error.kind() == io::ErrorKind::UnexpectedEof;
+        let error = os::explain_request(error, &doing, &self.path);
+        if early { error.gone() } else { error }
+    }
+
+    /// Makes one request, and makes it again while the device says that it is not ready.
+    fn request(&self, mut request: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        patiently(
+            |error| self.device && os::is_unready(error),
+            sleep,
+            &mut request,
+        )
     }
 }
 
@@ -42,7 +55,8 @@ impl ReadAt for Medium {
         while done < buf.len() {
             let at = offset + done as u64;
             let piece = (buf.len() - done).min(self.max_transfer);
-            match os::read_at(&self.file, &mut buf[done..done + piece], at) {
+            let part = &mut buf[done..done + piece];
+            match self.request(|| os::read_at(&self.file, part, at)) {
                 // The length was right when it was opened: a card pulled out, a file cut short.
                 Ok(0) => {
                     let end = io::Error::new(io::ErrorKind::UnexpectedEof, "it ends early");
@@ -64,7 +78,8 @@ impl WriteAt for Medium {
         while done < buf.len() {
             let at = offset + done as u64;
             let piece = (buf.len() - done).min(self.max_transfer);
-            match os::write_at(&self.file, &buf[done..done + piece], at) {
+            let part = &buf[done..done + piece];
+            match self.request(|| os::write_at(&self.file, part, at)) {
                 Ok(0) => {
                     let zero = io::Error::new(io::ErrorKind::WriteZero, "it takes no more bytes");
                     return Err(self.error("write", piece, at, zero));
@@ -79,10 +94,32 @@ impl WriteAt for Medium {
 
     fn sync(&self) -> Result<()> {
         let synced = os::sync(&self.file, self.device)
-            .map_err(|error| os::explain(error, "write out", &self.path))?;
+            .map_err(|error| os::explain_request(error, "write out", &self.path))?;
         *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = synced.doubt();
         Ok(())
     }
+}
+
+/// How long a device that is not ready is waited for before each further try.
+const UNREADY_PAUSES: [Duration; 3] = [
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
+
+/// Makes a request again after each pause while it fails with what `is_unready` says to pass.
+fn patiently<T>(
+    is_unready: impl Fn(&io::Error) -> bool,
+    sleep: impl Fn(Duration),
+    request: &mut dyn FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    for pause in UNREADY_PAUSES {
+        match request() {
+            Err(error) if is_unready(&error) => sleep(pause),
+            ended => return ended,
+        }
+    }
+    request()
 }
 
 fn over(opened: Opened, path: &Path, device: bool) -> (Bounced<Medium>, Vec<String>, Vec<File>) {
@@ -173,7 +210,7 @@ pub fn open_source(path: &Path, options: &SourceOptions) -> Result<SourceFile> {
             let actions = safety::assess_source(&info, options)?;
             let mut unmounted = Vec::new();
             if !actions.unmount.is_empty() {
-                unmounted = os::unmount(&info, &actions.unmount)?;
+                unmounted = os::unmount(&info, &actions.unmount, false)?;
                 info = describe(path)?;
             }
             if info.size == 0 {
@@ -305,7 +342,7 @@ fn free_device(info: &DeviceInfo) -> Result<DeviceInfo> {
         if !now.removable {
             return Err(safety::mounted_and_fixed(&now));
         }
-        os::unmount(&now, &mounted)?;
+        os::unmount(&now, &mounted, true)?;
     }
     Ok(now)
 }
@@ -393,6 +430,18 @@ impl OpenTarget {
                 self.path(),
             )
         })
+    }
+
+    /// Ejects the medium of a card reader or stick, and closes the device. Returns false, and has the system
+    /// look at the device again, if it is none of these, or its kind needs no ejecting.
+    ///
+    /// # Errors
+    /// `Io` with what the system said. All that was written is safe.
+    pub fn eject(self) -> Result<bool> {
+        let Some(info) = self.info.filter(safety::can_be_ejected) else {
+            return Ok(false);
+        };
+        os::eject(&info, self.disk.into_inner().file, self._held)
     }
 
     fn file(&self) -> &File {
@@ -485,5 +534,39 @@ pub(super) fn expect_device(path: &Path, kind: PathKind) -> Result<()> {
     match kind {
         PathKind::Device => Ok(()),
         _ => Err(not_a_device(path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn a_device_that_is_not_ready_is_asked_again_three_times() {
+        let busy = || Err(io::Error::from(io::ErrorKind::ResourceBusy));
+        let is_busy = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+        for (failing, waited, comes) in [
+            (0, 0, true),
+            (2, 1200, true),
+            (3, 4200, true),
+            (4, 4200, false),
+        ] {
+            let slept = RefCell::new(Duration::ZERO);
+            let mut left = failing;
+            let mut request = || {
+                left -= 1;
+                if left < 0 { Ok(7) } else { busy() }
+            };
+            let done = patiently(is_busy, |time| *slept.borrow_mut() += time, &mut request);
+            assert_eq!(done.is_ok(), comes, "{failing}");
+            assert_eq!(slept.into_inner().as_millis(), waited, "{failing}");
+        }
+        let mut count = 0;
+        let other = patiently(is_busy, |_| panic!("nothing to wait for"), &mut || {
+            count += 1;
+            Err::<(), _>(io::Error::from(io::ErrorKind::PermissionDenied))
+        });
+        assert!(other.is_err() && count == 1);
     }
 }

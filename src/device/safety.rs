@@ -48,6 +48,17 @@ pub fn hidden_reason(info: &DeviceInfo) -> Option<String> {
     unlike_a_card(info)
 }
 
+/// Is it something that people take out when they are done: the medium of a card reader, or a stick?
+/// What is built in, and files that are shown as devices, stay.
+pub fn can_be_ejected(info: &DeviceInfo) -> bool {
+    let plugged = match info.bus {
+        Bus::Usb => true,
+        Bus::Mmc => info.removable,
+        _ => false,
+    };
+    plugged && !info.system && !info.is_partition && info.backing_file.is_none()
+}
+
 /// Judges a device that is to be overwritten.
 ///
 /// # Errors
@@ -277,6 +288,33 @@ mod tests {
         let mut info = card();
         change(&mut info);
         info
+    }
+
+    #[test]
+    fn only_what_is_taken_out_is_ejected() {
+        let slot = |removable| {
+            with(|info| {
+                info.bus = Bus::Mmc;
+                info.removable = removable;
+            })
+        };
+        let file = PathBuf::from("/home/x/card.img");
+        for (info, ejected) in [
+            (card(), true),
+            // Many readers say that they are fixed.
+            (with(|info| info.removable = false), true),
+            (slot(true), true),
+            (slot(false), false),
+            (with(|info| info.system = true), false),
+            (with(|info| info.is_partition = true), false),
+            (with(|info| info.bus = Bus::Sata), false),
+            (with(|info| info.bus = Bus::Nvme), false),
+            (with(|info| info.bus = Bus::Virtio), false),
+            (with(|info| info.bus = Bus::Loop), false),
+            (with(|info| info.backing_file = Some(file)), false),
+        ] {
+            assert_eq!(can_be_ejected(&info), ejected, "{info:?}");
+        }
     }
 
     #[test]

@@ -125,16 +125,36 @@ pub(super) fn write_at(file: &File, buf: &[u8], offset: u64) -> io::Result<usize
 /// Files are sparse here unless they are filled.
 pub(super) fn make_sparse(_file: &File) {}
 
+#[cfg(feature = "cli")]
+pub(super) fn on_interrupt(handler: fn()) {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+    if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP]) {
+        std::thread::spawn(move || {
+            for _ in signals.forever() {
+                handler();
+            }
+        });
+    }
+}
+
 pub(super) fn is_errno(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
 }
 
-fn locked(path: &Path) -> Error {
-    Error::refused(format!(
-        "{} is being written by another program",
-        path.display()
-    ))
-    .with_hint("wait until it has finished, or stop it")
+/// Takes the lock on a device that all runs of this program ask for: alone to write, together to read.
+pub(super) fn lock(file: &File, alone: bool) -> io::Result<()> {
+    let operation = match alone {
+        true => FlockOperation::NonBlockingLockExclusive,
+        false => FlockOperation::NonBlockingLockShared,
+    };
+    Ok(rustix::fs::flock(file, operation)?)
+}
+
+/// Says that another run of this program, or one like it, has the file or device.
+pub(super) fn locked(path: &Path) -> Error {
+    Error::refused(format!("{} is in use by another program", path.display()))
+        .with_hint("wait until it has finished, or stop it")
 }
 
 #[cfg(test)]

@@ -16,8 +16,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use windows_sys::Win32::Foundation::{
-    ERROR_ACCESS_DENIED, ERROR_CALL_NOT_IMPLEMENTED, ERROR_CRC, ERROR_DEVICE_NOT_CONNECTED,
-    ERROR_INVALID_FUNCTION, ERROR_INVALID_PARAMETER, ERROR_IO_DEVICE, ERROR_LOCK_VIOLATION,
+    ERROR_ACCESS_DENIED, ERROR_CALL_NOT_IMPLEMENTED, ERROR_CRC, ERROR_DEV_NOT_EXIST,
+    ERROR_DEVICE_NOT_CONNECTED, ERROR_DEVICE_REMOVED, ERROR_FILE_INVALID, ERROR_INVALID_FUNCTION,
+    ERROR_INVALID_PARAMETER, ERROR_IO_DEVICE, ERROR_LOCK_VIOLATION, ERROR_MEDIA_CHANGED,
     ERROR_NO_MEDIA_IN_DRIVE, ERROR_NO_SUCH_DEVICE, ERROR_NOT_READY, ERROR_NOT_SUPPORTED,
     ERROR_SHARING_VIOLATION, ERROR_WRITE_PROTECT, GENERIC_READ, GENERIC_WRITE, HANDLE,
     INVALID_HANDLE_VALUE,
@@ -30,12 +31,18 @@ use windows_sys::Win32::Storage::FileSystem::{
     GetVolumeInformationW, GetVolumeNameForVolumeMountPointW, GetVolumePathNameW,
     GetVolumePathNamesForVolumeNameW,
 };
+#[cfg(feature = "cli")]
+use windows_sys::Win32::System::Console::{CTRL_BREAK_EVENT, CTRL_C_EVENT, SetConsoleCtrlHandler};
 use windows_sys::Win32::System::IO::DeviceIoControl;
 use windows_sys::Win32::System::Ioctl::{
     FSCTL_ALLOW_EXTENDED_DASD_IO, FSCTL_DISMOUNT_VOLUME, FSCTL_LOCK_VOLUME, FSCTL_SET_SPARSE,
     FSCTL_SET_ZERO_DATA, IOCTL_DISK_GET_DRIVE_GEOMETRY_EX, IOCTL_DISK_GET_LENGTH_INFO,
-    IOCTL_DISK_IS_WRITABLE, IOCTL_DISK_UPDATE_PROPERTIES, IOCTL_STORAGE_QUERY_PROPERTY,
-    StorageAccessAlignmentProperty, StorageDeviceProperty,
+    IOCTL_DISK_IS_WRITABLE, IOCTL_DISK_UPDATE_PROPERTIES, IOCTL_STORAGE_EJECT_MEDIA,
+    IOCTL_STORAGE_MEDIA_REMOVAL, IOCTL_STORAGE_QUERY_PROPERTY, StorageAccessAlignmentProperty,
+    StorageDeviceProperty,
+};
+use windows_sys::Win32::System::Power::{
+    ES_CONTINUOUS, ES_SYSTEM_REQUIRED, SetThreadExecutionState,
 };
 use windows_sys::Win32::System::SystemInformation::GetSystemWindowsDirectoryW;
 
@@ -276,7 +283,7 @@ fn disks_under(path: &Path, volumes: &[FoundVolume]) -> Vec<u32> {
 
 /// Locks and dismounts the volumes as long as the returned handles are open. Whoever looks at one later
 /// mounts it again.
-pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume]) -> Result<Vec<File>> {
+pub(super) fn unmount(info: &DeviceInfo, volumes: &[Volume], _force: bool) -> Result<Vec<File>> {
     volumes
         .iter()
         .map(|volume| lock(info, &volume.path))
@@ -544,6 +551,66 @@ pub(super) fn reread_table(file: &File) -> io::Result<bool> {
     control(file, IOCTL_DISK_UPDATE_PROPERTIES, &[], &mut []).map(|_| true)
 }
 
+/// Ejects the medium; its volumes are locked and dismounted as long as `held` is there.
+pub(super) fn eject(info: &DeviceInfo, file: File, held: Vec<File>) -> Result<bool> {
+    if !info.removable {
+        // A disk that cannot lose its medium: the system looks at it again.
+        let _ = reread_table(&file);
+        return Ok(false);
+    }
+    // PREVENT_MEDIA_REMOVAL: allow it. Not every driver knows that.
+    let _ = control(&file, IOCTL_STORAGE_MEDIA_REMOVAL, &[0], &mut []);
+    let ejected = control(&file, IOCTL_STORAGE_EJECT_MEDIA, &[], &mut []);
+    drop(held);
+    match ejected {
+        Ok(_) => Ok(true),
+        Err(error) => {
+            let _ = reread_table(&file);
+            Err(explain(error, "eject", &info.path))
+        }
+    }
+}
+
+#[cfg(feature = "cli")]
+static HANDLER: std::sync::OnceLock<fn()> = std::sync::OnceLock::new();
+
+#[cfg(feature = "cli")]
+pub(super) fn on_interrupt(handler: fn()) {
+    let _ = HANDLER.set(handler);
+    // SAFETY: `console_event` has the type that is asked for, and is there as long as the program.
+    unsafe { SetConsoleCtrlHandler(Some(console_event), 1) };
+}
+
+/// The system calls it on a thread of its own.
+#[cfg(feature = "cli")]
+unsafe extern "system" fn console_event(event: u32) -> windows_sys::core::BOOL {
+    if let Some(handler) = HANDLER.get() {
+        handler();
+    }
+    // Once this returns from what is more than a key, the program is ended: the work gets the time that
+    // the system gives it.
+    if event != CTRL_C_EVENT && event != CTRL_BREAK_EVENT {
+        sleep(Duration::from_secs(30));
+    }
+    1
+}
+
+/// Until it is dropped, on the thread that asked for it.
+pub(super) struct Awake(());
+
+pub(super) fn stay_awake() -> Option<Awake> {
+    // SAFETY: it takes flags, and touches no memory of ours.
+    let before = unsafe { SetThreadExecutionState(ES_CONTINUOUS | ES_SYSTEM_REQUIRED) };
+    (before != 0).then_some(Awake(()))
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { SetThreadExecutionState(ES_CONTINUOUS) };
+    }
+}
+
 fn query(file: &File, property: i32, answer: &mut [u8]) -> io::Result<usize> {
     // STORAGE_PROPERTY_QUERY: the property, PropertyStandardQuery (0), room for more.
     let mut question = [0; 12];
@@ -602,6 +669,32 @@ fn is_code(error: &io::Error, code: u32) -> bool {
     error.raw_os_error() == Some(code as i32)
 }
 
+/// What is said of a device that does not answer any more.
+const GONE: [u32; 8] = [
+    ERROR_NOT_READY,
+    ERROR_DEV_NOT_EXIST,
+    ERROR_NO_SUCH_DEVICE,
+    ERROR_FILE_INVALID,
+    ERROR_MEDIA_CHANGED,
+    ERROR_NO_MEDIA_IN_DRIVE,
+    ERROR_DEVICE_NOT_CONNECTED,
+    ERROR_DEVICE_REMOVED,
+];
+
+/// As [`explain`], for a request to what is open.
+pub(super) fn explain_request(error: io::Error, doing: &str, path: &Path) -> Error {
+    explain(error, doing, path)
+}
+
+/// The system waits for devices that are not ready by itself.
+pub(super) fn is_unready(_error: &io::Error) -> bool {
+    false
+}
+
+pub(super) fn advise(error: Error) -> Error {
+    error
+}
+
 /// Turns a system's error into one that says what can be done.
 pub(super) fn explain(error: io::Error, doing: &str, path: &Path) -> Error {
     let context = format!("cannot {doing} {}", path.display());
@@ -618,9 +711,10 @@ pub(super) fn explain(error: io::Error, doing: &str, path: &Path) -> Error {
         Some(ERROR_WRITE_PROTECT) => {
             "the card is write-protected: move the switch on its or the adapter's side"
         }
-        Some(ERROR_NOT_READY | ERROR_NO_MEDIA_IN_DRIVE) => "put the card in",
-        Some(ERROR_NO_SUCH_DEVICE | ERROR_DEVICE_NOT_CONNECTED) => {
-            "the device is gone: was the card pulled out?"
+        Some(code) if GONE.contains(&code) => {
+            return Error::io(context, error)
+                .gone()
+                .with_hint("there is no card, or it was pulled out: put it in");
         }
         Some(ERROR_CRC | ERROR_IO_DEVICE) => "the device fails: try another reader or card",
         _ => return Error::io(context, error),

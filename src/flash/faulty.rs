@@ -83,10 +83,8 @@ impl FaultyCard {
     fn check(&self, offset: u64, len: usize) -> Result<()> {
         check_range(self.len(), offset, len as u64)?;
         if self.is_gone() {
-            return Err(Error::io(
-                "asking the card",
-                io::Error::from_raw_os_error(19),
-            ));
+            let cause = io::Error::from_raw_os_error(5);
+            return Err(Error::io("asking the card", cause).gone());
         }
         Ok(())
     }

@@ -30,22 +30,7 @@ pub struct Slot<'a> {
     pub progress: &'a dyn Progress,
 }
 
-/// The system's numbers for a card that is not there any more. Linux and macOS: ENXIO, ENODEV, and
-/// ENOMEDIUM (Linux's). Windows: NOT_READY, DEV_NOT_EXIST, NO_SUCH_DEVICE, FILE_INVALID, MEDIA_CHANGED,
-/// NO_MEDIA_IN_DRIVE, DEVICE_NOT_CONNECTED, DEVICE_REMOVED.
-const GONE: &[i32] = if cfg!(windows) {
-    &[21, 55, 433, 1006, 1110, 1112, 1167, 1617]
-} else {
-    &[6, 19, 123]
-};
-
-/// Is it a sign that the card was pulled out, rather than that a place on it is bad?
-pub(super) fn is_gone(error: &Error) -> bool {
-    let code = error.io_error().and_then(std::io::Error::raw_os_error);
-    code.is_some_and(|code| GONE.contains(&code))
-}
-
 /// Can nothing but giving up follow?
 pub(super) fn is_final(error: &Error) -> bool {
-    is_gone(error) || error.kind() != ErrorKind::Io
+    error.is_gone() || error.kind() != ErrorKind::Io
 }

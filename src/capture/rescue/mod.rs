@@ -87,7 +87,10 @@ impl<'a> Rescue<'a> {
                 self.answered = Some(from - from % SECTOR);
                 Ok(true)
             }
-            Err(error) if error.kind() == ErrorKind::Io && !is_gone(&error) => {
+            // What other places answer is not gone, whatever it says of this one.
+            Err(error)
+                if error.kind() == ErrorKind::Io && (!error.is_gone() || self.probe().is_ok()) =>
+            {
                 if self.unread.read_errors == 0 {
                     self.progress.event(Event::Note(format!(
                         "{}; trying smaller pieces",
@@ -173,22 +176,6 @@ impl<'a> Rescue<'a> {
         let failure = failure.unwrap_or_else(Error::cancelled);
         Err(failure.within("the source does not answer any more"))
     }
-}
-
-/// Does the error say that there is no device any more?
-fn is_gone(error: &Error) -> bool {
-    let Some(error) = error.io_error() else {
-        return false;
-    };
-    // ENXIO, ENODEV and Linux's ENOMEDIUM; not ready, no such device, not connected.
-    let gone: &[i32] = match cfg!(windows) {
-        true => &[21, 433, 1167],
-        false => &[6, 19, 123],
-    };
-    error.kind() == std::io::ErrorKind::UnexpectedEof
-        || error
-            .raw_os_error()
-            .is_some_and(|code| gone.contains(&code))
 }
 
 /// What is skipped after an error, at first and at most.

@@ -301,7 +301,7 @@ struct Moody {
     disk: MemoryDisk,
     range: Range<u64>,
     left: std::sync::atomic::AtomicU32,
-    code: i32,
+    gone: bool,
 }
 
 impl ReadAt for Moody {
@@ -314,8 +314,9 @@ impl ReadAt for Moody {
         let touches = offset < self.range.end && self.range.start < offset + buf.len() as u64;
         let down = |left: u32| left.checked_sub(1);
         if touches && self.left.fetch_update(SeqCst, SeqCst, down).is_ok() {
-            let cause = std::io::Error::from_raw_os_error(self.code);
-            return Err(Error::io(format!("reading at byte {offset}"), cause));
+            let cause = std::io::Error::from_raw_os_error(5);
+            let error = Error::io(format!("reading at byte {offset}"), cause);
+            return Err(if self.gone { error.gone() } else { error });
         }
         self.disk.read_exact_at(offset, buf)
     }
@@ -325,21 +326,26 @@ impl ReadAt for Moody {
 fn what_can_be_read_in_the_end_is_no_loss_and_a_pulled_card_is_the_end() {
     let card = Card::new();
     let at = card.block_of("/home/pi/photo.jpg", 0);
-    let moody = |left, code| Moody {
+    let moody = |range: Range<u64>, left, gone| Moody {
         disk: MemoryDisk::from(card.bytes.clone()),
-        range: at..at + 512,
+        range,
         left: std::sync::atomic::AtomicU32::new(left),
-        code,
+        gone,
     };
+    let spot = at..at + 512;
     let (_, _, expected) = capture(&card.failing(&[]), &small()).unwrap();
-    let (_, captured, image) = capture(&moody(4, 5), &small()).unwrap();
+    let (_, captured, image) = capture(&moody(spot.clone(), 4, false), &small()).unwrap();
     assert!(image == expected);
     let rescued = captured.rescued.unwrap();
     assert_eq!((rescued.read_errors, rescued.unreadable_bytes), (4, 0));
     assert!(rescued.losses.is_empty());
-    let gone = if cfg!(windows) { 433 } else { 19 };
-    let error = capture(&moody(u32::MAX, gone), &small()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Io);
+    // It is not gone if only this place says so.
+    let (_, captured, _) = capture(&moody(spot, u32::MAX, true), &small()).unwrap();
+    assert_eq!(captured.rescued.unwrap().unreadable_bytes, 512);
+    let planned = plan(&card.failing(&[]), &small(), &Silent).unwrap();
+    let whole = 0..card.bytes.len() as u64;
+    let error = carry_out(&planned, &moody(whole, u32::MAX, true)).unwrap_err();
+    assert_eq!((error.kind(), error.is_gone()), (ErrorKind::Io, true));
 }
 
 /// A run with changes gets them also where it could be read only in the end; what stays lost is zeros.
@@ -374,7 +380,7 @@ fn what_is_read_late_is_changed_like_the_rest() {
         disk: MemoryDisk::from(card.bytes.clone()),
         range: at..at + 512,
         left: std::sync::atomic::AtomicU32::new(3),
-        code: 5,
+        gone: false,
     };
     let (captured, image) = carry_out(&plan, &moody).unwrap();
     assert!(image == expected);
