@@ -339,3 +339,38 @@ fn a_device_that_stands_for_the_image_is_no_target() {
     assert_eq!(said.code, 5, "{}", said.err);
     assert!(said.err.contains("disk.img"), "{}", said.err);
 }
+
+#[test]
+fn words_that_people_type_are_understood() {
+    let scratch = Scratch::new("cli-words");
+    let (image, out, card) = (
+        disk(&scratch, "disk.img"),
+        scratch.path("out.img.zst"),
+        scratch.path("card"),
+    );
+    let said = pishrink(&words("backup _ _ --json-progress", &[&image, &out]));
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("next: pishrink flash "), "{}", said.out);
+    // Nothing else on standard error.
+    let told: Vec<Value> = said
+        .err
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{}", said.err)))
+        .collect();
+    let capturing = told.iter().find(|object| object["phase"] == "capturing");
+    let capturing = capturing.unwrap_or_else(|| panic!("{}", said.err));
+    assert_eq!(capturing["event"], "progress");
+    assert!(capturing["total_bytes"].as_u64() > Some(0));
+    for command in ["write", "restore"] {
+        let line = format!("{command} _ _ --card-size 24MiB --verbose");
+        let said = pishrink(&words(&line, &[&out, &card]));
+        assert_eq!(said.code, 0, "{}", said.err);
+        assert!(said.err.contains("using the block map"), "{}", said.err);
+        fs::remove_file(&card).unwrap();
+    }
+    assert_eq!(pishrink(&["list"]).code, 0);
+    assert!(pishrink(&["version"]).out.starts_with("pishrink "));
+    let said = pishrink(&words("flash _ _ --card-size 16", &[&out, &card]));
+    assert_eq!(said.code, 2);
+    assert!(said.err.contains("16GB"), "{}", said.err);
+}

@@ -29,19 +29,30 @@ pub struct Global {
     /// Print nothing but errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// Also say how it is done
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
     /// Print one JSON object at the end, errors included
     #[arg(long, global = true)]
     pub json: bool,
+    /// Print the progress as JSON, an object a line, to standard error
+    #[arg(long, global = true)]
+    pub json_progress: bool,
 }
 
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
+    #[command(visible_alias = "backup")]
     Capture(Capture),
     Inspect(Inspect),
+    #[command(visible_aliases = ["write", "restore"])]
     Flash(Flash),
     Expand(Expand),
     Verify(Verify),
+    #[command(visible_alias = "list")]
     Devices(Devices),
+    /// Print the version
+    Version,
 }
 
 /// Read a card or a raw image, write a small image that boots and expands
@@ -85,6 +96,9 @@ pub struct Capture {
     /// Read a device although it is mounted and can change meanwhile
     #[arg(long)]
     pub allow_mounted: bool,
+    /// Make an image of a single partition, which boots nothing
+    #[arg(long)]
+    pub partition: bool,
 }
 
 /// Show what is on a card or in an image, and what capture would make of it
@@ -140,7 +154,7 @@ pub struct Flash {
     #[arg(long)]
     pub no_eject: bool,
     /// Create the target as a file that stands for a card of this size
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_card_size)]
     pub card_size: Option<u64>,
 }
 
@@ -211,6 +225,14 @@ fn parse_expansion(text: &str) -> Result<Expansion, String> {
             Err("write max, none, or a size as 8GB".into())
         }
         size => size::parse(size).map(Expansion::Size),
+    }
+}
+
+/// No card is that small: the unit was forgotten.
+fn parse_card_size(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        bytes if bytes < 1 << 20 => Err(format!("no card has {bytes} bytes; write 16GB or 16GiB")),
+        bytes => Ok(bytes),
     }
 }
 

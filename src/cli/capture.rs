@@ -49,6 +49,9 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         allow_mounted: args.allow_mounted,
     };
     let source = Opened::open(&args.source, &source_options, paths.as_ref(), screen)?;
+    if !args.partition {
+        refuse_partition(&source.file)?;
+    }
     if let Some(paths) = &paths {
         refuse_own_output(&source.file, &args.source, paths)?;
         // A card is not read for minutes to learn that the image cannot be kept.
@@ -83,10 +86,10 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
     if let Some(paths) = paths.as_ref().filter(|_| codec == Codec::Raw) {
         paths.check_length(&device::SystemFiles, plan.image_bytes())?;
     }
-    let captured = match &paths {
+    let captured = || match &paths {
         Some(paths) if args.resume => {
             let (source, files) = (&watched, &device::SystemFiles);
-            capture::capture_resuming(&plan, source, paths, &options, files, screen)?
+            capture::capture_resuming(&plan, source, paths, &options, files, screen)
         }
         Some(paths) => {
             if paths.partial().exists() {
@@ -100,13 +103,14 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
                 check_room(paths, plan.summary.room_needed())?;
             }
             let (source, files) = (&watched, &device::SystemFiles);
-            capture::capture_to_file(&plan, source, paths, &options, args.force, files, screen)?
+            capture::capture_to_file(&plan, source, paths, &options, args.force, files, screen)
         }
         None => {
             let mut sink = Sink::Stream(Box::new(std::io::stdout()));
-            capture::run(&plan, &watched, &mut sink, &options, screen)?
+            capture::run(&plan, &watched, &mut sink, &options, screen)
         }
     };
+    let captured = captured().map_err(no_room)?;
     let seconds = begun.elapsed().as_secs_f64();
     let text = done_text(&plan, &captured, paths.as_ref(), codec, seconds);
     let object = done_object(&plan, &captured, paths.as_ref(), codec, seconds);
@@ -217,6 +221,32 @@ fn refuse_resume(paths: Option<&ImagePaths>, codec: Codec) -> Result<()> {
         .with_hint("capture to .img, and pack the finished image"));
     }
     Ok(())
+}
+
+/// Refuses a part of a card: an image of it boots nothing.
+fn refuse_partition(source: &SourceFile) -> Result<()> {
+    let Some(info) = source.info().filter(|info| info.is_partition) else {
+        return Ok(());
+    };
+    let place = source.path().display();
+    let whole = match &info.parent {
+        Some(disk) => format!("the whole card is {}", disk.display()),
+        None => "name the whole card".into(),
+    };
+    Err(Error::refused(format!(
+        "{place} is a partition, and an image of it alone does not boot"
+    ))
+    .with_hint(format!("{whole}; --partition, if that is what you want")))
+}
+
+/// Says what to do where the disk turned out to be full.
+fn no_room(error: Error) -> Error {
+    match (error.kind(), error.hint()) {
+        (ErrorKind::NoSpace, None) => error.with_hint(
+            "make room there, or write the image to another disk, or packed (.img.zst, .img.xz)",
+        ),
+        _ => error,
+    }
 }
 
 /// Refuses to write into what is being read.
@@ -386,6 +416,13 @@ fn done_text(
         let _ = writeln!(text, "sha256 of the file:     {}", captured.file_sha256);
     }
     let _ = writeln!(text, "sha256 of the contents: {}", captured.content_sha256);
+    if let Some(paths) = paths {
+        let image = mistaken::quoted(&text_of(&paths.image));
+        let _ = writeln!(
+            text,
+            "it holds the card's passwords and keys too\nnext: pishrink flash {image} CARD"
+        );
+    }
     text
 }
 

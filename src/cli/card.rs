@@ -192,7 +192,7 @@ pub fn confirm(
 pub fn open(target: &Target, screen: &Screen) -> Result<OpenCard> {
     let opened = device::open_target(target, &TargetOptions::default())?;
     for note in opened.notes() {
-        screen.say(&format!("{}: {note}", target.path().display()));
+        screen.detail(&format!("{}: {note}", target.path().display()));
     }
     Ok(OpenCard {
         target: opened,

@@ -92,7 +92,7 @@ impl Remote {
             url,
             ..self.clone()
         };
-        let response = beside.get(None).map_err(|cause| beside.failed(cause))?;
+        let response = beside.get(None).map_err(|cause| self.failed(cause))?;
         if response.status() != StatusCode::OK || is_page(&response) {
             return Ok(None);
         }
@@ -112,10 +112,11 @@ impl Remote {
     }
 
     fn failed(&self, cause: ureq::Error) -> Error {
-        Error::io(
-            format!("cannot fetch {}", self.url),
-            io::Error::other(cause),
-        )
+        let cause = match cause {
+            ureq::Error::Io(cause) => cause,
+            other => io::Error::other(other),
+        };
+        Error::io(format!("cannot fetch {}", self.url), cause)
     }
 
     /// Asks for the file, or for the part of it `from` a position on if it is still the same.

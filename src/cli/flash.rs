@@ -15,7 +15,7 @@ use super::mistaken;
 use super::render::{Screen, clean, error_object, human_seconds};
 use crate::device::{self, Target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::flash::{self, CardReport, ExpandTo, Expansion, Options, Slot};
+use crate::flash::{self, CardReport, ExpandTo, Expansion, FlashPlan, Options, Slot};
 use crate::units::human_bytes;
 
 pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
@@ -49,8 +49,18 @@ pub fn run(args: &Flash, screen: &Screen) -> Result<Exit> {
     let targets = card::judge(&args.targets, &permissions).map_err(not_there)?;
     if args.card_size.is_none() {
         let targets: Vec<_> = targets.iter().collect();
-        let what = "Everything on it will be lost.";
-        card::confirm(&targets, what, &permissions, screen)?;
+        if !args.yes {
+            refuse_too_small(&image, &targets)?;
+        }
+        let lost = match targets.len() {
+            1 => "it",
+            _ => "them",
+        };
+        let what = format!(
+            "You write: {}. Everything on {lost} will be lost.",
+            image.name
+        );
+        card::confirm(&targets, &what, &permissions, screen)?;
     }
     let device = |target: &Target| matches!(target, Target::Device(_));
     let _awake = targets.iter().any(device).then(device::stay_awake);
@@ -177,6 +187,28 @@ fn left_as(report: &CardReport, error: Error) -> Error {
         )
         .with_hint("flash it again"),
     }
+}
+
+/// Asks nobody about cards none of which the image fits on, as far as its size is known by now.
+fn refuse_too_small(image: &Image, targets: &[&Target]) -> Result<()> {
+    let Some(path) = &image.path else {
+        return Ok(());
+    };
+    let len = image.source.open()?.len_hint();
+    let about_image = |error| about(path, error);
+    let plan = FlashPlan::new(len, image.map.as_ref()).map_err(about_image)?;
+    let mut first = None;
+    for target in targets {
+        let size = match target {
+            Target::Device(info) => info.size,
+            Target::File(path) => std::fs::metadata(path).map_or(0, |meta| meta.len()),
+        };
+        match plan.check_fits(size, None) {
+            Ok(()) => return Ok(()),
+            Err(error) => first.get_or_insert(error.within(name(target))),
+        };
+    }
+    first.map_or(Ok(()), Err)
 }
 
 /// Says what to name instead of a target that is not there.

@@ -83,7 +83,7 @@ impl Image {
             None => maps_beside(&path).into_iter().find(|map| map.is_file()),
         };
         if let Some(map) = map.as_ref().filter(|_| wishes.bmap.is_none()) {
-            screen.say(&format!("using the block map {}", map.display()));
+            screen.detail(&format!("using the block map {}", map.display()));
         }
         let mut files = with_map(Some(path.clone()), map.as_deref());
         files.push(with_suffix(&path, ".sha256"));
@@ -143,7 +143,7 @@ fn remote_map(remote: &Remote, screen: &Screen) -> Result<Option<Bmap>> {
     for name in maps_beside(Path::new(name)) {
         let url = format!("{folder}{}", name.display());
         if let Some(xml) = remote.beside(url.clone(), LARGEST_MAP)? {
-            screen.say(&format!("using the block map {url}"));
+            screen.detail(&format!("using the block map {url}"));
             let map = Bmap::parse(&xml).map_err(|error| error.within(&url))?;
             return Ok(Some(map));
         }
@@ -159,7 +159,7 @@ fn remote_sha256(remote: &Remote, screen: &Screen) -> Result<Option<[u8; 32]>> {
     let Some(text) = remote.beside(url.clone(), LARGEST_SUM)? else {
         return Ok(None);
     };
-    screen.say(&format!("using the checksum {url}"));
+    screen.detail(&format!("using the checksum {url}"));
     parse_sha256(&text, name, &url).map(Some)
 }
 
@@ -196,7 +196,7 @@ fn sha256_beside(image: &Path, screen: &Screen) -> Result<Option<[u8; 32]>> {
     }
     let failed = |error| Error::io(format!("cannot read {}", path.display()), error);
     let text = std::fs::read(&path).map_err(failed)?;
-    screen.say(&format!("using the checksum {}", path.display()));
+    screen.detail(&format!("using the checksum {}", path.display()));
     let name = image.file_name().unwrap_or_default().to_string_lossy();
     parse_sha256(&text, &name, &path.display().to_string()).map(Some)
 }

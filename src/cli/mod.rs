@@ -99,6 +99,15 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8))
 }
 
+fn version(screen: &Screen) -> Exit {
+    let version = env!("CARGO_PKG_VERSION");
+    screen.result(
+        &format!("pishrink {version}"),
+        &serde_json::json!({ "version": version }),
+    );
+    Exit::Done
+}
+
 fn command(command: &Command, screen: &Screen) -> Exit {
     let outcome = match command {
         Command::Capture(args) => capture::run(args, screen),
@@ -107,6 +116,7 @@ fn command(command: &Command, screen: &Screen) -> Exit {
         Command::Expand(args) => expand::run(args, screen),
         Command::Verify(args) => verify::run(args, screen),
         Command::Devices(args) => devices::run(args, screen),
+        Command::Version => Ok(version(screen)),
     };
     outcome.unwrap_or_else(|error| {
         let error = device::advise(error);

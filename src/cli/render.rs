@@ -53,7 +53,7 @@ impl Screen {
         Self {
             global: *global,
             terminal,
-            draws: terminal && !dumb,
+            draws: terminal && !dumb && !global.json_progress,
             bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)),
             interrupt,
             stdout_taken: AtomicBool::new(false),
@@ -138,8 +138,15 @@ impl Screen {
         }
     }
 
+    /// Prints how something is done, for who wants to know.
+    pub fn detail(&self, line: &str) {
+        if self.global.verbose {
+            self.say(line);
+        }
+    }
+
     fn silent(&self) -> bool {
-        self.global.quiet || self.global.json
+        self.global.quiet || self.global.json || self.global.json_progress
     }
 
     fn print(&self, text: &str) {
@@ -163,6 +170,7 @@ impl Screen {
     /// until the other end of `ended` is gone.
     pub fn attend(&self, ended: Receiver<()>) {
         let mut heard = false;
+        let mut ticks = 0_u32;
         while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
             if self.interrupt.requested() && !heard {
                 heard = true;
@@ -178,8 +186,14 @@ impl Screen {
                     self.say(&format!("{name}: {news}"));
                 }
             }
+            ticks = ticks.wrapping_add(1);
             for slot in lock(&self.slots).iter() {
-                lock(slot).draw();
+                let mut slot = lock(slot);
+                slot.draw();
+                // Every second.
+                if ticks.is_multiple_of(5) && slot.phase.is_some() {
+                    self.tell(&slot.object());
+                }
             }
         }
     }
@@ -197,6 +211,14 @@ impl Screen {
         slot
     }
 
+    /// Prints a line for other programs, if one listens.
+    fn tell(&self, object: &Value) {
+        if self.global.json_progress {
+            // A closed standard error is no reason to fail.
+            let _ = writeln!(std::io::stderr(), "{object}");
+        }
+    }
+
     fn show(&self, slot: &Mutex<Slot>, event: Event) -> Result<()> {
         if self.interrupt.requested() {
             return Err(Error::cancelled());
@@ -212,6 +234,7 @@ impl Screen {
                     slot.last_line = at;
                     lines.extend((!self.draws).then(|| slot.heading(phase, total)));
                 }
+                self.tell(&slot.object());
                 if self.draws && !self.silent() {
                     slot.bar
                         .get_or_insert_with(|| self.bars.add(ProgressBar::new(1000)));
@@ -234,7 +257,10 @@ impl Screen {
                     lines.push(slot.state(phase, at));
                 }
             }
-            Event::Note(text) => lines.push(format!("{}{text}", slot.begin())),
+            Event::Note(text) => {
+                self.tell(&json!({ "event": "note", "target": slot.name, "text": clean(&text) }));
+                lines.push(format!("{}{text}", slot.begin()));
+            }
         }
         drop(slot);
         for line in lines {
@@ -332,6 +358,23 @@ impl Slot {
             true => String::new(),
             false => format!("{}: ", self.name),
         }
+    }
+
+    /// The state, for a program.
+    fn object(&self) -> Value {
+        let at = self.begun.elapsed();
+        let (done, total) = self
+            .phase
+            .map_or((0, None), |(phase, _)| self.job.done(phase));
+        json!({
+            "event": "progress",
+            "target": (!self.name.is_empty()).then_some(&self.name),
+            "phase": self.phase.map(|(phase, _)| title(phase)),
+            "bytes": done,
+            "total_bytes": total,
+            "share": self.job.share().map(|share| share as f64 / 1000.0),
+            "seconds_left": self.job.left(at).map(|left| left.as_secs()),
+        })
     }
 
     fn heading(&self, phase: Phase, total: Option<u64>) -> String {

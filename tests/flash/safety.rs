@@ -261,6 +261,25 @@ fn who_is_asked_must_say_yes() {
         assert!(seen.contains("nothing was written"), "{seen}");
         assert!(fs::read(&file).unwrap() == before);
     }
+    // Nobody is asked about a card that is too small.
+    let small = used_card(&scratch, "small", MIB);
+    let words = ["flash", text(&image), text(&small), "--overwrite"];
+    let (code, seen) = on_a_terminal("yes", &words);
+    assert_eq!(code, Some(1), "{seen}");
+    assert!(
+        seen.contains("too small") && !seen.contains("Type yes"),
+        "{seen}"
+    );
+    // A part of a card is no image of it, unless that is said.
+    let (root, out) = (part(&card, 2), scratch.path("part.img"));
+    let (code, errors) = refusal(&["capture", text(&root), text(&out)]);
+    assert_eq!(code, 5, "{errors}");
+    assert!(
+        errors.contains(text(&card.0)) && errors.contains("--partition"),
+        "{errors}"
+    );
+    let (code, said) = json(&["capture", text(&root), text(&out), "--partition"]);
+    assert_eq!(code, 0, "{said:#}");
     // The first one ends it.
     let (code, seen) = on_a_terminal(CTRL_C, &arguments);
     assert_eq!(code, Some(130), "{seen}");
