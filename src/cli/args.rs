@@ -66,7 +66,8 @@ pub struct Capture {
     /// Free space to leave in the shrunk filesystem; 0 for the smallest image
     #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = size::parse)]
     pub headroom: u64,
-    /// Keep the filesystem's size, drop its unused blocks only
+    /// Keep the filesystem's size, drop its unused blocks only: also the form for restic, borg and the like
+    /// (docs/backups.md), whose weeks then cost what changed
     #[arg(long)]
     pub no_shrink: bool,
     /// Save every block of filesystems that are not sound
