@@ -96,7 +96,7 @@ pub fn plan_at_most(sound: &Sound, blocks: BlockNr) -> Result<ResizePlan, NoFit>
 /// Plans the filesystem at the smallest valid size from `blocks` on.
 ///
 /// # Errors
-/// [`NoFit`] as [`plan`] gives it.
+/// [`NoFit`] as [`plan`](crate::ext4::plan::plan()) gives it.
 pub fn plan_at_least(sound: &Sound, blocks: BlockNr) -> Result<ResizePlan, NoFit> {
     let metadata = sound.metadata();
     plan(metadata, larger_size(metadata, blocks))
