@@ -14,15 +14,14 @@ use image::Image;
 use pishrink::error::{Error, Result};
 use pishrink::ext4::check::check;
 use pishrink::ext4::findings::Findings;
-use pishrink::ext4::format::checksum::crc32c;
+use pishrink::ext4::format::crc::crc32c;
 use pishrink::ext4::format::dir::{self, BlockKind};
+use pishrink::ext4::format::extent::MapKind;
+use pishrink::ext4::format::fs::Super;
 use pishrink::ext4::format::group_desc::GroupTable;
 use pishrink::ext4::format::inode::{INDEX_FL, INLINE_DATA_FL};
-use pishrink::ext4::format::superblock::{
-    RO_COMPAT_BIGALLOC, RO_COMPAT_SHARED_BLOCKS, Super, Superblock,
-};
+use pishrink::ext4::format::superblock::{RO_COMPAT_BIGALLOC, RO_COMPAT_SHARED_BLOCKS, Superblock};
 use pishrink::ext4::format::xattr;
-use pishrink::ext4::read::map::MapKind;
 use pishrink::ext4::read::metadata::{InodeRecord, Metadata};
 use pishrink::io::{ReadAt, WriteAt};
 use pishrink::units::InodeNr;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use image::Image;
 use pishrink::error::{Error, Result};
-use pishrink::ext4::format::superblock::Super;
+use pishrink::ext4::format::fs::Super;
 use pishrink::ext4::recover::journal::replay;
 use pishrink::ext4::recover::orphan::finish_orphans;
 

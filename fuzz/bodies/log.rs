@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pishrink::ext4::format::checksum::crc32c;
+use pishrink::ext4::format::crc::crc32c;
 use pishrink::ext4::format::raw::{be16, be32, put_be32};
 use pishrink::ext4::read::metadata::Metadata;
 use pishrink::io::ReadAt;

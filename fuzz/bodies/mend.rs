@@ -1,7 +1,7 @@
 //! Right checksums over damaged structures: without them, a damaged field would only ever show
 //! that checksums are compared.
 
-use pishrink::ext4::format::checksum::crc32c;
+use pishrink::ext4::format::crc::crc32c;
 use pishrink::ext4::format::dir;
 use pishrink::ext4::format::group_desc::GroupTable;
 use pishrink::ext4::format::inode::Inode;

@@ -3,8 +3,8 @@
 use std::sync::OnceLock;
 
 use pishrink::ext4::format::dir::{self, BlockKind, DirEntry, InlineDir};
+use pishrink::ext4::format::fs::Super;
 use pishrink::ext4::format::inode::{EXTENTS_FL, INLINE_DATA_FL, Inode};
-use pishrink::ext4::format::superblock::Super;
 use pishrink::ext4::format::xattr::{self, Area, Value};
 use pishrink::units::InodeNr;
 

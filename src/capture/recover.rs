@@ -10,7 +10,7 @@ use crate::capture::mapfile::SECTOR;
 use crate::capture::rescue::{Rescue, Skip};
 use crate::capture::summary::CapturePlan;
 use crate::error::Result;
-use crate::io::steps::pieces;
+use crate::io::range_set::pieces;
 use crate::io::{RangeSet, Segment};
 
 /// The sizes of requests, one after the other.

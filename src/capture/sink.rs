@@ -5,11 +5,14 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 
 use sha2::{Digest, Sha256};
 
-use crate::capture::output::TOO_LARGE;
 use crate::codec::{Codec, Encoder};
 use crate::error::{Error, Result};
 use crate::io::is_zero;
 use crate::progress::{Phase, Progress};
+
+/// What to do where files cannot be as large as the image.
+pub(super) const TOO_LARGE: &str =
+    "write it compressed (.img.xz, .img.zst), or to a disk with exFAT, NTFS or ext4";
 
 /// Blocks of zeros so long become holes in a raw image, in bytes.
 const HOLE: usize = 4096;

@@ -7,7 +7,7 @@ use crate::bmap::{Bmap, BmapBuilder, ContentHash};
 use crate::capture::summary::CapturePlan;
 use crate::error::{Error, Result};
 use crate::io::Source;
-use crate::io::steps::pieces;
+use crate::io::range_set::pieces;
 use crate::progress::{Phase, Progress};
 
 /// Reads an image's file once more, for its digest and map.

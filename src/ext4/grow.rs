@@ -2,8 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::emit::{Form, emit};
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::group_desc::GroupDesc;
-use crate::ext4::format::superblock::Super;
 use crate::ext4::plan::{self, ResizePlan, minimum};
 use crate::ext4::read::metadata::Metadata;
 use crate::ext4::recover::{Recovered, journal};

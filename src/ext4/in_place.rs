@@ -40,14 +40,15 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::geometry::Geometry;
 use crate::ext4::format::superblock::{
-    COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super,
+    COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, STATE_VALID, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE,
     Superblock,
 };
 use crate::ext4::read::metadata::Metadata;
 use crate::ext4::recover::journal::commit;
-use crate::io::steps::pieces;
+use crate::io::range_set::pieces;
 use crate::io::{Overlay, RangeSet, ReadAt, Steps};
 use crate::units::BlockNr;
 

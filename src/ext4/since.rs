@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::group_desc::{GroupDesc, GroupTable, INODE_ZEROED};
-use crate::ext4::format::superblock::{COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, Super};
+use crate::ext4::format::superblock::{COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER};
 use crate::ext4::recover::journal;
 use crate::io::{Overlay, ReadAt};
 

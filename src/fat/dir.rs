@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::fat::boot::{Geometry, Root, text, u16_at, u32_at};
-use crate::fat::usage::walk;
+use crate::fat::chain::walk;
 use crate::io::ReadAt;
 
 const ENTRY: usize = 32;

@@ -13,6 +13,7 @@
 //! read; their marks stay in the FAT. Bytes after the last cluster are free.
 
 mod boot;
+mod chain;
 mod check;
 mod dir;
 mod owner;

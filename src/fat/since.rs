@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::fat::boot::{Geometry, Root, u16_at};
+use crate::fat::chain::{Entry, Table, walk};
 use crate::fat::dir::{self, Found, LAST_ACCESS, LONG_NAME, MAX_DIRECTORY};
-use crate::fat::usage::{Entry, Table, walk};
 use crate::fat::{Fat, FatKind};
 use crate::io::{Overlay, ReadAt};
 

@@ -2,8 +2,8 @@
 
 use crate::error::Result;
 use crate::fat::boot::{Geometry, Root};
+use crate::fat::chain::{Entry, Table};
 use crate::fat::dir::{self, MAX_DIRECTORY};
-use crate::fat::usage::{Entry, Table};
 use crate::io::ReadAt;
 
 /// With more clusters nothing is walked: the whole FAT is held in memory.

@@ -140,6 +140,16 @@ impl FromIterator<Range<u64>> for RangeSet {
     }
 }
 
+/// Cuts `range` into pieces that end at multiples of `unit`.
+pub fn pieces(range: Range<u64>, unit: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let start = at;
+        at = range.end.min((start / unit + 1) * unit);
+        (start < range.end).then_some(start..at)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,5 @@
 //! A change in steps: each is on the medium before the next one begins.
 
-use std::ops::Range;
-
 use super::overlay::OnWrite;
 use super::{Overlay, WriteAt};
 use crate::error::Result;
@@ -69,14 +67,4 @@ impl Steps {
                 .collect(),
         )
     }
-}
-
-/// Cuts `range` into pieces that end at multiples of `unit`.
-pub fn pieces(range: Range<u64>, unit: u64) -> impl Iterator<Item = Range<u64>> {
-    let mut at = range.start;
-    std::iter::from_fn(move || {
-        let start = at;
-        at = range.end.min((start / unit + 1) * unit);
-        (start < range.end).then_some(start..at)
-    })
 }

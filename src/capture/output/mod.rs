@@ -8,17 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bmap::Bmap;
 use crate::capture::run::{Captured, run};
-use crate::capture::sink::{RunOptions, Sink};
+use crate::capture::sink::{RunOptions, Sink, TOO_LARGE};
 use crate::capture::summary::CapturePlan;
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Files, ReadAt, Synced};
 use crate::progress::{Event, Phase, Progress};
 use crate::units::human_bytes;
-
-/// What to do where files cannot be as large as the image.
-pub(super) const TOO_LARGE: &str =
-    "write it compressed (.img.xz, .img.zst), or to a disk with exFAT, NTFS or ext4";
 
 /// Every file system takes files of so many bytes: the most that FAT32 does.
 const LARGEST_EVERYWHERE: u64 = u32::MAX as u64;

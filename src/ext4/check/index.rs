@@ -3,7 +3,7 @@
 
 use crate::ext4::format::dir;
 use crate::ext4::format::dir::BlockKind;
-use crate::ext4::format::superblock::Super;
+use crate::ext4::format::fs::Super;
 
 /// What is known of one block of an indexed directory.
 #[derive(Clone, Copy, Debug)]

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::ext4::check::Check;
 use crate::ext4::check::attributes::{Owner, Policy, Summary};
 use crate::ext4::format::dir::{InlineDir, inline_data};
+use crate::ext4::format::extent::{EXTENT_MAGIC, MapKind, count_clusters};
 use crate::ext4::format::inode::{
     BAD_INO, CASEFOLD_FL, ENCRYPT_FL, EXTENTS_FL, HUGE_FILE_FL, I_BLOCK_SIZE, INDEX_FL,
     INLINE_DATA_FL, Inode, JOURNAL_INO, RESIZE_INO, ROOT_INO, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
@@ -17,7 +18,6 @@ use crate::ext4::format::superblock::{
     Superblock,
 };
 use crate::ext4::format::xattr;
-use crate::ext4::read::map::{EXTENT_MAGIC, MapKind, count_clusters};
 use crate::ext4::read::metadata::InodeRecord;
 use crate::units::InodeNr;
 

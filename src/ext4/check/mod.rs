@@ -34,10 +34,11 @@ use attributes::Policy;
 use crate::error::Result;
 use crate::ext4::findings::Findings;
 use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::group_desc::{BLOCK_UNINIT, INODE_UNINIT};
 use crate::ext4::format::superblock::{
     COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, INCOMPAT_CASEFOLD,
-    RO_COMPAT_BIGALLOC, Super,
+    RO_COMPAT_BIGALLOC,
 };
 use crate::ext4::read::metadata::{InodeRecord, Metadata};
 use crate::io::ReadAt;

@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::error::Result;
 use crate::ext4::check::Check;
+use crate::ext4::format::extent::Extent;
 use crate::ext4::format::inode::{EA_INODE_FL, INLINE_DATA_FL, Inode, ROOT_INO, S_IFLNK};
 use crate::ext4::format::raw::{le16, le32};
 use crate::ext4::format::superblock::{COMPAT_ORPHAN_FILE, RO_COMPAT_QUOTA};
-use crate::ext4::read::map::Extent;
 use crate::ext4::read::metadata::InodeRecord;
 use crate::units::InodeNr;
 

@@ -5,14 +5,15 @@ use std::ops::Range;
 use crate::error::Result;
 use crate::ext4::check::Check;
 use crate::ext4::check::inodes::{IMAGIC_FL, largest_with_pointers};
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::{
     BAD_INO, CASEFOLD_FL, EA_INODE_FL, ENCRYPT_FL, EXTENTS_FL, INDEX_FL, INLINE_DATA_FL, Inode,
     RESIZE_INO, S_IFMT, S_IFREG,
 };
 use crate::ext4::format::raw::le32;
 use crate::ext4::format::superblock::{
-    COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, RO_COMPAT_LARGE_FILE, Super,
+    COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, COMPAT_RESIZE_INODE, RO_COMPAT_LARGE_FILE,
 };
 use crate::ext4::read::blocks::for_each_block;
 use crate::ext4::read::claim::ELSEWHERE;

@@ -3,12 +3,12 @@
 use crate::error::{Error, Result};
 use crate::ext4::edit::quota::QuotaDelta;
 use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::extent::{EXTENT_MAGIC, build_tree};
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::{
     EA_INODE_FL, EXTENTS_FL, I_BLOCK_SIZE, Inode, S_IFDIR, S_IFLNK, S_IFREG,
 };
-use crate::ext4::format::superblock::Super;
 use crate::ext4::read::inode_table::{Slot, read_inode};
-use crate::ext4::read::map::{EXTENT_MAGIC, build_tree};
 use crate::io::{Overlay, ReadAt};
 use crate::units::InodeNr;
 

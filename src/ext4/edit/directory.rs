@@ -12,11 +12,12 @@ use crate::ext4::format::dir::{
     BlockKind, DirEntry, LEAF_TAIL, MIN_ENTRY, dx_info, dx_limit, dx_max_levels, dx_pairs, entries,
 };
 use crate::ext4::format::dirhash::Hasher;
+use crate::ext4::format::extent::Extent;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::{CASEFOLD_FL, ENCRYPT_FL, INDEX_FL, INLINE_DATA_FL};
 use crate::ext4::format::raw::{put16, put32};
-use crate::ext4::format::superblock::{COMPAT_DIR_INDEX, INCOMPAT_FILETYPE, Super};
+use crate::ext4::format::superblock::{COMPAT_DIR_INDEX, INCOMPAT_FILETYPE};
 use crate::ext4::read::inode_table::Slot;
-use crate::ext4::read::map::Extent;
 use crate::io::ReadAt;
 use crate::units::{BlockNr, InodeNr};
 

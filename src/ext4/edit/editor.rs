@@ -9,10 +9,11 @@ use crate::ext4::edit::delete::delete_inode;
 use crate::ext4::edit::directory::Directory;
 use crate::ext4::edit::file::File;
 use crate::ext4::edit::quota::QuotaDelta;
+use crate::ext4::format::extent::Extent;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::{S_IFMT, file_type};
-use crate::ext4::format::superblock::{INCOMPAT_FILETYPE, Super};
+use crate::ext4::format::superblock::INCOMPAT_FILETYPE;
 use crate::ext4::read::inode_table::{is_covered, read_inode, read_slot};
-use crate::ext4::read::map::Extent;
 use crate::io::{Overlay, RangeSet, ReadAt};
 use crate::units::InodeNr;
 

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 use crate::ext4::edit::directory::Directory;
 use crate::ext4::edit::quota::QuotaDelta;
+use crate::ext4::format::extent::{
+    BlockMap, EXTENT_MAGIC, Extent, build_tree, join_extents, tree_shape,
+};
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::{EXTENTS_FL, I_BLOCK, I_BLOCK_SIZE, INLINE_DATA_FL, Inode};
 use crate::ext4::format::raw::le16;
-use crate::ext4::format::superblock::Super;
 use crate::ext4::read::inode_table::Slot;
-use crate::ext4::read::map::{
-    BlockMap, EXTENT_MAGIC, Extent, build_tree, join_extents, read_map_alone, tree_shape,
-};
+use crate::ext4::read::map::read_map_alone;
 use crate::io::{Overlay, ReadAt};
 use crate::units::BlockNr;
 

@@ -9,11 +9,12 @@ use crate::ext4::edit::file::File;
 use crate::ext4::edit::quota::QuotaDelta;
 use crate::ext4::format::bitmap::{Bitmap, bit};
 use crate::ext4::format::dir;
+use crate::ext4::format::extent::Extent;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::group_desc::{BLOCK_UNINIT, GroupTable};
 use crate::ext4::format::inode::{EXTENTS_FL, INDEX_FL, ROOT_INO};
-use crate::ext4::format::superblock::{RO_COMPAT_DIR_NLINK, Super};
-use crate::ext4::plan::relocate::FreeSpace;
-use crate::ext4::read::map::Extent;
+use crate::ext4::format::superblock::RO_COMPAT_DIR_NLINK;
+use crate::ext4::free_space::FreeSpace;
 use crate::io::ReadAt;
 use crate::units::BlockNr;
 

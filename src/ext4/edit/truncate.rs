@@ -5,14 +5,14 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::ext4::edit::delete::{MAX_BYTES, Remover, too_many};
 use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::extent::{
+    BlockMap, Extent, Node, build_pointers, build_tree, count_clusters, join_extents, tree_shape,
+};
 use crate::ext4::format::inode::{ENCRYPT_FL, EXTENTS_FL, I_BLOCK_SIZE, INLINE_DATA_FL, S_IFREG};
 use crate::ext4::format::raw::{le16, le32, put32};
 use crate::ext4::read::claim::ELSEWHERE;
 use crate::ext4::read::inode_table::Slot;
-use crate::ext4::read::map::{
-    BlockMap, Extent, Node, build_pointers, build_tree, count_clusters, join_extents, read_map,
-    tree_shape,
-};
+use crate::ext4::read::map::read_map;
 use crate::units::BlockNr;
 
 impl Remover<'_> {

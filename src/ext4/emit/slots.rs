@@ -3,9 +3,9 @@
 use crate::error::Result;
 use crate::ext4::edit::quota::QuotaDelta;
 use crate::ext4::emit::{Emitter, Form};
+use crate::ext4::format::extent::{MapKind, build_pointers, build_tree};
 use crate::ext4::format::group_desc::INODE_ZEROED;
 use crate::ext4::format::inode::{BAD_INO, Inode};
-use crate::ext4::read::map::{MapKind, build_pointers, build_tree};
 use crate::ext4::read::metadata::{InodeRecord, Metadata};
 use crate::io::{Edits, Overlay, ReadAt};
 use crate::units::{BlockNr, InodeNr};

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::ext4::edit::quota;
 use crate::ext4::emit::{Emitter, Form};
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
 use crate::ext4::format::inode::RESIZE_INO;
 use crate::ext4::format::raw::put32;
 use crate::ext4::format::superblock::{COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, INCOMPAT_MMP};

@@ -13,13 +13,14 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
+use crate::ext4::format::extent::Extent;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::{I_BLOCK, I_BLOCK_SIZE, INLINE_DATA_FL, Inode};
 use crate::ext4::format::raw::{le16, le32, put32};
-use crate::ext4::format::superblock::{INCOMPAT_LARGEDIR, Super};
+use crate::ext4::format::superblock::INCOMPAT_LARGEDIR;
 use crate::ext4::format::xattr;
 use crate::ext4::format::xattr::INDEX_SYSTEM;
-use crate::ext4::read::map::Extent;
 use crate::io::ReadAt;
 use crate::units::{BlockNr, InodeNr};
 

@@ -5,7 +5,6 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::ext4::format::group_desc::GroupDesc;
 use crate::ext4::format::superblock::{
     COMPAT_RESIZE_INODE, COMPAT_SPARSE_SUPER2, INCOMPAT_64BIT, INCOMPAT_META_BG,
     RO_COMPAT_BIGALLOC, RO_COMPAT_SPARSE_SUPER, Superblock,
@@ -201,33 +200,6 @@ impl Geometry {
     pub fn group_clusters(&self, group: GroupNr) -> u64 {
         let blocks = self.group_end(group) - self.group_start(group);
         blocks.div_ceil(self.cluster_ratio)
-    }
-
-    /// Returns how many clusters of the group's own area hold its own metadata, whose descriptor is
-    /// `desc`.
-    pub fn own_clusters(&self, group: GroupNr, desc: &GroupDesc) -> u64 {
-        let start = self.group_start(group);
-        let own = start..self.group_end(group);
-        let first = self.super_start(group);
-        let supers = match first + self.super_blocks(group) {
-            end if end > first => start..end,
-            _ => start..start,
-        };
-        let parts = desc.parts(self.itable_blocks);
-        let parts = parts.map(|(block, count)| block..block.saturating_add(count));
-        let mut clusters: Vec<Range<u64>> = std::iter::once(supers)
-            .chain(parts)
-            .map(|part| part.start.max(own.start)..part.end.min(own.end))
-            .filter(|part| part.start < part.end)
-            .map(|part| self.clusters(&part))
-            .collect();
-        clusters.sort_unstable_by_key(|part| part.start);
-        let (mut count, mut end) = (0, 0);
-        for part in clusters {
-            count += part.end.saturating_sub(part.start.max(end));
-            end = end.max(part.end);
-        }
-        count
     }
 
     /// Returns the first block of a group.

@@ -1,10 +1,14 @@
 //! Group descriptors: 32 bytes, or `s_desc_size` with 64bit, in the blocks after the superblock.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
-use crate::ext4::format::checksum::{crc16, crc32c};
+use crate::ext4::format::crc::{crc16, crc32c};
+use crate::ext4::format::fs::Super;
+use crate::ext4::format::geometry::Geometry;
 use crate::ext4::format::raw::le_fields;
 use crate::ext4::format::superblock::{
-    INCOMPAT_64BIT, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM, Super,
+    INCOMPAT_64BIT, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM,
 };
 use crate::io::ReadAt;
 use crate::units::{BlockNr, GroupNr};
@@ -216,5 +220,34 @@ impl GroupTable {
             0,
         );
         bytes
+    }
+}
+
+impl Geometry {
+    /// Returns how many clusters of the group's own area hold its own metadata, whose descriptor is
+    /// `desc`.
+    pub fn own_clusters(&self, group: GroupNr, desc: &GroupDesc) -> u64 {
+        let start = self.group_start(group);
+        let own = start..self.group_end(group);
+        let first = self.super_start(group);
+        let supers = match first + self.super_blocks(group) {
+            end if end > first => start..end,
+            _ => start..start,
+        };
+        let parts = desc.parts(self.itable_blocks);
+        let parts = parts.map(|(block, count)| block..block.saturating_add(count));
+        let mut clusters: Vec<Range<u64>> = std::iter::once(supers)
+            .chain(parts)
+            .map(|part| part.start.max(own.start)..part.end.min(own.end))
+            .filter(|part| part.start < part.end)
+            .map(|part| self.clusters(&part))
+            .collect();
+        clusters.sort_unstable_by_key(|part| part.start);
+        let (mut count, mut end) = (0, 0);
+        for part in clusters {
+            count += part.end.saturating_sub(part.start.max(end));
+            end = end.max(part.end);
+        }
+        count
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! Specification: the kernel's Documentation/filesystems/ext4/inodes.rst.
 
-use crate::ext4::format::checksum::{Checksums, crc32c};
+use crate::ext4::format::checksum::Checksums;
+use crate::ext4::format::crc::crc32c;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::raw::{join, le_fields};
-use crate::ext4::format::superblock::{
-    INCOMPAT_64BIT, INCOMPAT_EA_INODE, RO_COMPAT_HUGE_FILE, Super,
-};
+use crate::ext4::format::superblock::{INCOMPAT_64BIT, INCOMPAT_EA_INODE, RO_COMPAT_HUGE_FILE};
 use crate::units::{BlockNr, InodeNr};
 
 pub const BAD_INO: InodeNr = InodeNr(1);

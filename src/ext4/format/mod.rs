@@ -2,8 +2,11 @@
 
 pub mod bitmap;
 pub mod checksum;
+pub mod crc;
 pub mod dir;
 pub mod dirhash;
+pub mod extent;
+pub mod fs;
 pub mod geometry;
 pub mod group_desc;
 pub mod inode;

@@ -12,9 +12,9 @@
 
 use std::ops::Range;
 
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::Inode;
 use crate::ext4::format::raw::{le16, le32, put32};
-use crate::ext4::format::superblock::Super;
 use crate::units::{BlockNr, InodeNr};
 
 /// `h_magic`, of blocks and of the area in the slot.

@@ -12,10 +12,10 @@ pub mod relocate;
 use std::ops::Range;
 
 use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::extent::{Extent, Node};
 use crate::ext4::format::geometry::Geometry;
 use crate::ext4::format::group_desc::GroupDesc;
 use crate::ext4::format::superblock::{COMPAT_RESIZE_INODE, INCOMPAT_64BIT};
-use crate::ext4::read::map::{Extent, Node};
 use crate::ext4::read::metadata::{InodeRecord, Metadata};
 use crate::ext4::sound::Sound;
 use crate::units::{BlockNr, GroupNr, InodeNr};

@@ -4,11 +4,12 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::extent::{Extent, MapKind, Node, join_extents, tree_shape};
 use crate::ext4::format::superblock::{COMPAT_STABLE_INODES, INCOMPAT_MMP};
+use crate::ext4::free_space::{BestFit, FreeSpace};
 use crate::ext4::plan::planner::Planner;
-use crate::ext4::plan::relocate::{BestFit, FreeSpace, Relocation};
+use crate::ext4::plan::relocate::Relocation;
 use crate::ext4::plan::{Effort, Files, NoFit, TreePlan};
-use crate::ext4::read::map::{Extent, MapKind, Node, join_extents, tree_shape};
 use crate::ext4::read::metadata::{InodeRecord, Metadata};
 use crate::units::BlockNr;
 

@@ -1,7 +1,7 @@
 //! Reading many single blocks in ascending order, with requests as large as their places allow.
 
 use crate::error::Result;
-use crate::ext4::format::superblock::Super;
+use crate::ext4::format::fs::Super;
 use crate::io::ReadAt;
 use crate::units::BlockNr;
 

@@ -4,10 +4,11 @@
 //! a handful of inodes, one by one, through the descriptors as they are at that moment.
 
 use crate::error::{Error, Result};
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::group_desc::{GroupDesc, INODE_UNINIT};
 use crate::ext4::format::inode::Inode;
 use crate::ext4::format::superblock::{
-    COMPAT_SPARSE_SUPER2, INCOMPAT_META_BG, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super,
+    COMPAT_SPARSE_SUPER2, INCOMPAT_META_BG, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE,
 };
 use crate::io::{Overlay, ReadAt};
 use crate::units::{BlockNr, GroupNr, InodeNr};

@@ -13,6 +13,8 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::ext4::findings::Findings;
 use crate::ext4::format::bitmap::Bitmap;
+use crate::ext4::format::extent::{BlockMap, Extent, MapKind, Node};
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::group_desc::{BLOCK_UNINIT, GroupTable, INODE_UNINIT};
 use crate::ext4::format::inode::{
     BAD_INO, EXTENTS_FL, Inode, RESIZE_INO, ROOT_INO, S_IFDIR, S_IFMT, S_IFREG,
@@ -20,10 +22,10 @@ use crate::ext4::format::inode::{
 use crate::ext4::format::raw::le32;
 use crate::ext4::format::superblock::{
     COMPAT_HAS_JOURNAL, COMPAT_RESIZE_INODE, INCOMPAT_EXTENTS, INCOMPAT_FLEX_BG, INCOMPAT_MMP,
-    OS_HURD, RO_COMPAT_SHARED_BLOCKS, Super,
+    OS_HURD, RO_COMPAT_SHARED_BLOCKS,
 };
 use crate::ext4::read::claim::{Claims, Owned};
-use crate::ext4::read::map::{BlockMap, Extent, MapError, MapKind, Node, add_map};
+use crate::ext4::read::map::{MapError, add_map};
 use crate::io::ReadAt;
 use crate::units::{BlockNr, GroupNr, InodeNr};
 

@@ -8,9 +8,10 @@ use std::ops::Range;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::findings::Findings;
 use crate::ext4::format::bitmap::bit;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::group_desc::{BLOCK_UNINIT, GroupDesc, GroupTable, INODE_UNINIT};
 use crate::ext4::format::inode::Inode;
-use crate::ext4::format::superblock::{SUPERBLOCK_OFFSET, Super};
+use crate::ext4::format::superblock::SUPERBLOCK_OFFSET;
 use crate::ext4::read::map::{MapError, read_map_alone};
 use crate::io::{RangeSet, ReadAt};
 use crate::units::{GroupNr, InodeNr};
@@ -217,8 +218,9 @@ pub fn blank_bytes(fs: &Super, table: &GroupTable, view: &dyn ReadAt) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use crate::ext4::format::fs::Super;
     use crate::ext4::format::group_desc::GroupTable;
-    use crate::ext4::format::superblock::{SUPERBLOCK_OFFSET, Super};
+    use crate::ext4::format::superblock::SUPERBLOCK_OFFSET;
     use crate::ext4::test_image::mke2fs;
     use crate::ext4::{Ext4, Target};
     use crate::io::memory::MemoryDisk;

@@ -6,9 +6,9 @@ use crate::ext4::edit::editor::Entry;
 use crate::ext4::edit::editor::{Editor, MAX_EXTENTS, contradiction, refused};
 use crate::ext4::edit::file::{File, FileMap};
 use crate::ext4::edit::room::count_subdirectory;
+use crate::ext4::format::extent::Extent;
 use crate::ext4::format::raw::le32;
 use crate::ext4::read::inode_table::{cover_inode, read_slot};
-use crate::ext4::read::map::Extent;
 use crate::ext4::recover::tags::Tag;
 use crate::units::InodeNr;
 

@@ -10,7 +10,8 @@ pub mod tags;
 
 use crate::error::{Error, Result};
 use crate::ext4::edit::quota::QuotaDelta;
-use crate::ext4::format::superblock::{Super, Superblock};
+use crate::ext4::format::fs::Super;
+use crate::ext4::format::superblock::Superblock;
 use crate::io::{Overlay, ReadAt};
 
 /// What was done, in memory, to a filesystem that was not unmounted cleanly.

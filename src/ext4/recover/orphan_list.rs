@@ -6,10 +6,11 @@
 
 use crate::error::{Error, Result};
 use crate::ext4::edit::delete::{MAX_BYTES, MAX_ORPHANS, too_many};
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::S_IFREG;
 use crate::ext4::format::raw::{le32, put32};
-use crate::ext4::format::superblock::{COMPAT_ORPHAN_FILE, RO_COMPAT_ORPHAN_PRESENT, Super};
+use crate::ext4::format::superblock::{COMPAT_ORPHAN_FILE, RO_COMPAT_ORPHAN_PRESENT};
 use crate::ext4::read::inode_table::read_inode;
 use crate::ext4::read::map::read_map_alone;
 use crate::io::ReadAt;

@@ -14,9 +14,9 @@
 
 use crate::error::{Error, Result};
 use crate::ext4::edit::editor::Entry;
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
+use crate::ext4::format::extent::{EXTENT_ENTRY, Extent, MAX_WRITTEN};
 use crate::ext4::format::raw::{join, le16, le32};
-use crate::ext4::read::map::{EXTENT_ENTRY, Extent, MAX_WRITTEN};
 use crate::units::InodeNr;
 
 pub(super) const ADD_RANGE: u16 = 1;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{OnWrite, Overlay, Source, read_padded};
 use crate::error::{Error, Result};
-use crate::io::steps::pieces;
+use crate::io::range_set::pieces;
 use crate::io::{RangeSet, WriteAt, check_range};
 
 impl Overlay {

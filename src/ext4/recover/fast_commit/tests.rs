@@ -7,9 +7,9 @@ use super::*;
 use crate::error::ErrorKind;
 use crate::ext4::check;
 use crate::ext4::findings::Findings;
+use crate::ext4::format::extent::Extent;
 use crate::ext4::format::inode::{EXTENTS_FL, INDEX_FL, Inode};
 use crate::ext4::format::raw::{put16, put32};
-use crate::ext4::read::map::Extent;
 use crate::ext4::read::metadata::Metadata;
 use crate::ext4::recover::tags::Scanner;
 use crate::ext4::recover::tags::{
@@ -49,7 +49,7 @@ impl Area {
         self.bytes.extend(tag.to_le_bytes());
         self.bytes.extend((value.len() as u16).to_le_bytes());
         self.bytes.extend(value);
-        self.crc = crate::ext4::format::checksum::crc32c(self.crc, &self.bytes[at..]);
+        self.crc = crate::ext4::format::crc::crc32c(self.crc, &self.bytes[at..]);
     }
 
     fn left(&self) -> usize {
@@ -97,7 +97,7 @@ impl Area {
         self.bytes.extend(TAIL.to_le_bytes());
         self.bytes.extend((len as u16).to_le_bytes());
         self.bytes.extend(TID.to_le_bytes());
-        let crc = crate::ext4::format::checksum::crc32c(self.crc, &self.bytes[at..]);
+        let crc = crate::ext4::format::crc::crc32c(self.crc, &self.bytes[at..]);
         self.bytes.extend(crc.to_le_bytes());
         self.bytes.resize(at + 4 + len, 0);
         self.crc = 0;
@@ -278,7 +278,7 @@ fn the_scan_ends_where_the_kernel_ends_it() {
     area.bytes
         .extend(((BLOCK - start - 5) as u16).to_le_bytes());
     area.bytes.extend(TID.to_le_bytes());
-    let crc = crate::ext4::format::checksum::crc32c(area.crc, &area.bytes[start..]);
+    let crc = crate::ext4::format::crc::crc32c(area.crc, &area.bytes[start..]);
     area.bytes.extend(crc.to_le_bytes());
     area.bytes.resize(BLOCK, 0);
     old.bytes = area.bytes;

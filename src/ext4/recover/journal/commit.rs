@@ -5,9 +5,9 @@
 //! on, and nothing that was in the log before.
 
 use crate::error::Result;
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::raw::{be32, put_be32};
-use crate::ext4::format::superblock::Super;
 use crate::ext4::recover::journal::crc32_be::crc32_be;
 use crate::ext4::recover::journal::log::Log;
 use crate::ext4::recover::journal::scan::{

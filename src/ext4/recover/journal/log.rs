@@ -1,10 +1,11 @@
 //! The blocks of the journal by their number in the log, wherever they lie on disk.
 
 use crate::error::{Error, Result};
+use crate::ext4::format::extent::Extent;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::{ENCRYPT_FL, S_IFREG};
-use crate::ext4::format::superblock::Super;
 use crate::ext4::read::inode_table::read_inode;
-use crate::ext4::read::map::{Extent, read_map_alone};
+use crate::ext4::read::map::read_map_alone;
 use crate::ext4::recover::journal::superblock::{JournalSuperblock, SIZE};
 use crate::io::{RangeSet, ReadAt};
 use crate::units::{BlockNr, InodeNr};

@@ -27,10 +27,11 @@ use self::scan::{Scan, Tag, revoked_blocks, scan};
 use self::superblock::{LogChecksums, MAGIC};
 use crate::error::{Error, Result};
 use crate::ext4::edit::quota::QuotaDelta;
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::superblock::{
     COMPAT_HAS_JOURNAL, INCOMPAT_RECOVER, MAGIC as EXT_MAGIC, RO_COMPAT_METADATA_CSUM,
-    STATE_ERRORS, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super, Superblock,
+    STATE_ERRORS, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock,
 };
 use crate::ext4::recover::fast_commit;
 use crate::ext4::recover::tags::{FastCommits, Scanner};

@@ -10,7 +10,7 @@
 //! ```
 
 use crate::error::{Error, Result};
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
 use crate::ext4::format::raw::{be16, be32, join};
 use crate::ext4::recover::journal::HINT;
 use crate::ext4::recover::journal::crc32_be::crc32_be;

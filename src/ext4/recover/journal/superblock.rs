@@ -8,7 +8,7 @@
 //! ```
 
 use crate::error::{Error, Result};
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
 use crate::ext4::format::raw::{be32, put_be32};
 
 /// `h_magic` of every block of the log that is not data.

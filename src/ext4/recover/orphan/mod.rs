@@ -11,9 +11,10 @@ use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::ext4::edit::delete::{MAX_ORPHANS, Orphans, Remover, too_many};
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::superblock::{
     RO_COMPAT_ORPHAN_PRESENT, RO_COMPAT_SHARED_BLOCKS, STATE_ERRORS, SUPERBLOCK_OFFSET,
-    SUPERBLOCK_SIZE, Super,
+    SUPERBLOCK_SIZE,
 };
 use crate::ext4::read::inode_table::Slot;
 use crate::ext4::recover::orphan_list::orphan_file;

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::error::ErrorKind;
-use crate::ext4::format::checksum::crc32c;
+use crate::ext4::format::crc::crc32c;
 use crate::ext4::format::inode::{I_BLOCK_SIZE, S_IFREG};
 use crate::ext4::format::raw::put32;
 use crate::ext4::format::superblock::Superblock;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::cases::{Case, cases, noise};
 use super::*;
-use crate::ext4::format::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Super, Superblock};
+use crate::ext4::format::fs::Super;
+use crate::ext4::format::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
 use crate::ext4::recover::journal;
 use crate::ext4::test_image::Scratch;
 
