@@ -8,7 +8,7 @@ use crate::capture::output::Partial;
 use crate::codec::{Codec, Decoder};
 use crate::error::{Error, Result};
 use crate::io::{Files, is_zero};
-use crate::progress::{Phase, Progress};
+use crate::progress::{Event, Phase, Progress};
 
 const CHUNK: usize = 1 << 20;
 const BLOCK: usize = 4096;
@@ -86,6 +86,9 @@ pub fn unpack(
         told = decoder.bytes_in();
     }
     out.set_len(len).map_err(failed)?;
+    if let Some(note) = decoder.note() {
+        progress.event(Event::Note(note))?;
+    }
     progress.finished(Phase::Unpack)?;
     Ok(Unpacked(partial))
 }

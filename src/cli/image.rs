@@ -189,16 +189,29 @@ fn maps_beside(image: &Path) -> Vec<PathBuf> {
     }
 }
 
+/// Returns the names under which an image's checksum may lie beside it, the closest one first:
+/// `x.img.xz.sha256`, `x.img.sha256`, `x.sha256`. Each may be of the file or of what is packed in it.
+fn sums_beside(image: &Path) -> Vec<PathBuf> {
+    let maps = maps_beside(image).into_iter();
+    maps.map(|map| map.with_extension("sha256")).collect()
+}
+
 fn sha256_beside(image: &Path, screen: &Screen) -> Result<Option<[u8; 32]>> {
-    let path = with_suffix(image, ".sha256");
-    if !path.is_file() {
-        return Ok(None);
+    for (place, path) in sums_beside(image).into_iter().enumerate() {
+        if !path.is_file() {
+            continue;
+        }
+        let failed = |error| Error::io(format!("cannot read {}", path.display()), error);
+        let text = std::fs::read(&path).map_err(failed)?;
+        let name = image.file_name().unwrap_or_default().to_string_lossy();
+        let found = parse_sha256(&text, &name, &path.display().to_string());
+        // Under a shorter name it may be another file's.
+        if found.is_ok() || place == 0 {
+            screen.detail(&format!("using the checksum {}", path.display()));
+            return found.map(Some);
+        }
     }
-    let failed = |error| Error::io(format!("cannot read {}", path.display()), error);
-    let text = std::fs::read(&path).map_err(failed)?;
-    screen.detail(&format!("using the checksum {}", path.display()));
-    let name = image.file_name().unwrap_or_default().to_string_lossy();
-    parse_sha256(&text, &name, &path.display().to_string()).map(Some)
+    Ok(None)
 }
 
 /// Finds the sha256 of the file `name` in what sha256sum, shasum, certutil or PowerShell say of it,
@@ -262,6 +275,12 @@ mod tests {
             let names: Vec<_> = names.split(' ').map(PathBuf::from).collect();
             assert_eq!(maps_beside(Path::new(image)), names);
         }
+    }
+
+    #[test]
+    fn sums_are_looked_for_as_maps_are() {
+        let names = ["x.zip.sha256", "x.sha256"].map(PathBuf::from);
+        assert_eq!(sums_beside(Path::new("x.zip")), names);
     }
 
     #[test]

@@ -2,7 +2,13 @@
 
 use bzip2::{Decompress, Status};
 
-use super::unpack::{Fault, Step, Stream};
+use super::unpack::{Fault, Format, Step, Stream};
+
+pub(super) const FORMAT: Format = Format {
+    magic: b"B",
+    padding: 0,
+    appended: false,
+};
 
 /// Unpacks one stream; its CRCs are checked by the library.
 pub(super) struct BzStream(Decompress);

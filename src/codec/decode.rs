@@ -3,7 +3,7 @@
 use std::io::{self, Read, Seek, SeekFrom};
 
 use super::unpack::{Fault, Streams, Unpack};
-use super::{Codec, bzip2, gzip, xz, zip, zstd};
+use super::{Codec, bzip2, foreign, gzip, xz, zip, zstd};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How much packed input is held at a time.
@@ -39,9 +39,9 @@ impl Decoder {
         };
         let unpack: Option<Box<dyn Unpack>> = match codec {
             Codec::Raw => None,
-            Codec::Gzip => Some(Box::new(Streams::new(gzip::Member::open, 0x1f, 1))),
-            Codec::Xz => Some(Box::new(Streams::new(xz::XzStream::open, 0xfd, 4))),
-            Codec::Bzip2 => Some(Box::new(Streams::new(bzip2::BzStream::open, b'B', 0))),
+            Codec::Gzip => Some(Box::new(Streams::new(gzip::Member::open, gzip::FORMAT))),
+            Codec::Xz => Some(Box::new(Streams::new(xz::XzStream::open, xz::FORMAT))),
+            Codec::Bzip2 => Some(Box::new(Streams::new(bzip2::BzStream::open, bzip2::FORMAT))),
             Codec::Zstd => {
                 let frames = zstd::Frames::open().map_err(|fault| fault.at(codec, 0, 0))?;
                 Some(Box::new(frames))
@@ -115,6 +115,17 @@ impl Decoder {
     /// further zstd frames add to it. gzip and bzip2 have no usable one.
     pub fn size_hint(&self) -> Option<u64> {
         self.size_hint
+    }
+
+    /// Returns what is to be told of the packed file, once it is read to its end.
+    pub fn note(&self) -> Option<String> {
+        let ignored = self.unpack.as_ref().map_or(0, |unpack| unpack.ignored());
+        (ignored > 0).then(|| {
+            format!(
+                "{ignored} bytes behind the {} data are ignored; what is before them is whole",
+                self.codec
+            )
+        })
     }
 
     /// Returns how many bytes of the packed input are used up.
@@ -263,13 +274,8 @@ impl Input {
     fn codec(&self) -> Result<Codec> {
         let first = self.unread();
         let codec = Codec::detect(first);
-        if codec == Codec::Raw
-            && let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| first.starts_with(magic))
-        {
-            return Err(Error::unsupported(format!(
-                "this is {name}, not an image that can be written"
-            ))
-            .with_hint("unpack or convert it to a raw image first"));
+        if codec == Codec::Raw {
+            foreign::refuse_head(first)?;
         }
         Ok(codec)
     }
@@ -329,16 +335,3 @@ fn read_retrying(from: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
 fn read_failed(at: u64, error: io::Error) -> Error {
     Error::io(format!("reading the image file at byte {at}"), error)
 }
-
-/// Containers that would make a card useless if they were written as they are.
-const FOREIGN: &[(&[u8], &str)] = &[
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"Rar!\x1a\x07", "a rar archive"),
-    (b"\x04\x22\x4d\x18", "an lz4 file"),
-    (b"LZIP", "an lzip file"),
-    (b"\x89LZO\x00\x0d\x0a\x1a\x0a", "an lzop file"),
-    (b"QFI\xfb", "a QEMU disk (qcow2)"),
-    (b"KDMV", "a VMware disk"),
-    (b"vhdxfile", "a Hyper-V disk"),
-    (b"conectix", "a Virtual PC disk"),
-];

@@ -13,7 +13,7 @@ use crate::io::ReadAt;
 /// How many first bytes are looked at.
 const FIRST: usize = 1024;
 /// How many last ones.
-const LAST: usize = 512;
+pub const LAST: usize = 512;
 /// What a disk has at the least.
 const SECTOR: usize = 512;
 
@@ -22,6 +22,10 @@ type Known = (usize, &'static [u8], &'static str, &'static str);
 
 const CONVERT: &str = "qemu-img convert -O raw FILE card.img makes a raw image of it";
 const HDIUTIL: &str = "hdiutil convert FILE -format UDTO -o card makes a raw image, card.cdr";
+const GIVE_IMAGE: &str = "give the image itself; a map beside it is found";
+const PARTCLONE: &str = "partclone.restore (Clonezilla) makes a partition of it";
+const VENDOR: &str =
+    "the maker's own program writes it (PhoenixCard, RKDevTool); or look for an image for SD cards";
 const UNPACK: &str = "unpack it and give the image itself";
 
 const KNOWN: &[Known] = &[
@@ -54,6 +58,69 @@ const KNOWN: &[Known] = &[
         "an EnCase image (ewf)",
         "ewfexport makes a raw image of it",
     ),
+    (0, b"partclone-image", "a partclone image", PARTCLONE),
+    (
+        0,
+        b"\0ntfsclone-image",
+        "an ntfsclone image",
+        "ntfsclone --restore-image makes a partition of it",
+    ),
+    (0, b"IMAGEWTY", "a pack of Allwinner's (IMAGEWTY)", VENDOR),
+    (0, b"RKFW", "a pack of Rockchip's (RKFW)", VENDOR),
+    (0, b"RKAF", "a pack of Rockchip's (RKAF)", VENDOR),
+    (
+        0,
+        b"MSWIM\0\0\0",
+        "a Windows image (wim)",
+        "wimapply or DISM lays its files out on a partition",
+    ),
+    (
+        0,
+        b"encrcdsa",
+        "an encrypted Apple disk image (dmg)",
+        HDIUTIL,
+    ),
+    (
+        0,
+        b"cdsaencr",
+        "an encrypted Apple disk image (dmg)",
+        HDIUTIL,
+    ),
+    (0, b"sprs", "an Apple sparse image (sparseimage)", HDIUTIL),
+    (
+        0,
+        b"shdw",
+        "the changes to an Apple disk image (shadow)",
+        HDIUTIL,
+    ),
+    (
+        0,
+        b"070701",
+        "a cpio archive, maybe an update (swu)",
+        UNPACK,
+    ),
+    (
+        0,
+        b"070702",
+        "a cpio archive, maybe an update (swu)",
+        UNPACK,
+    ),
+    (0, b"070707", "a cpio archive", UNPACK),
+    (0, b"\xc7\x71", "a cpio archive", UNPACK),
+    (0, b"!<arch>\n", "an ar or deb archive", UNPACK),
+    (0, b"MSCF\0\0\0\0", "a cabinet (cab)", UNPACK),
+    (0, b"xar!", "a xar archive (pkg)", UNPACK),
+    (0, b"\x89LZO\x00\x0d\x0a\x1a\x0a", "packed as lzop", UNPACK),
+    (0, b"\x1f\x9d", "packed by compress (.Z)", UNPACK),
+    (0, b"\x1f\x1e", "packed by pack (.z)", UNPACK),
+    // Properties and a dictionary of 64 KiB to 64 MiB, as lzma writes them.
+    (0, b"\x5d\0\0\x01\0", "packed as lzma", UNPACK),
+    (0, b"\x5d\0\0\x10\0", "packed as lzma", UNPACK),
+    (0, b"\x5d\0\0\x40\0", "packed as lzma", UNPACK),
+    (0, b"\x5d\0\0\x80\0", "packed as lzma", UNPACK),
+    (0, b"\x5d\0\0\0\x01", "packed as lzma", UNPACK),
+    (0, b"\x5d\0\0\0\x02", "packed as lzma", UNPACK),
+    (0, b"\x5d\0\0\0\x04", "packed as lzma", UNPACK),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (0, b"Rar!\x1a\x07", "a rar archive", UNPACK),
     (257, b"ustar", "a tar archive", UNPACK),
@@ -105,25 +172,23 @@ pub fn refuse_disk(disk: &dyn ReadAt) -> Result<()> {
 /// # Errors
 /// `Unsupported`, with what it is and what helps.
 pub fn refuse(first: &[u8], last: &[u8]) -> Result<()> {
+    if first.get(510..512) == Some(b"\x55\xaa") {
+        return Ok(());
+    }
+    refuse_head(first)?;
     if first.len() < SECTOR {
         let len = first.len();
         return Err(Error::unsupported(format!(
             "it is no image of a disk: it has only {len} bytes"
         )));
     }
-    if first.get(510..512) == Some(b"\x55\xaa") {
-        return Ok(());
-    }
-    let known = KNOWN
-        .iter()
-        .find(|(at, bytes, ..)| first.get(*at..).is_some_and(|rest| rest.starts_with(bytes)));
-    let (what, hint) = if let Some((_, _, what, hint)) = known {
-        ((*what).to_owned(), *hint)
-    } else if last.len() == LAST && last.starts_with(b"koly") {
+    let (what, hint) = if last.len() == LAST && last.starts_with(b"koly") {
         (
             "an Apple disk image that is packed (dmg)".to_owned(),
             HDIUTIL,
         )
+    } else if PAGES.iter().any(|page| is_page(first, page)) && names_a_map(first) {
+        ("a block map (bmap)".to_owned(), GIVE_IMAGE)
     } else if PAGES.iter().any(|page| is_page(first, page)) {
         let hint = "look into it: a server may have sent it instead of the image";
         ("a web page or a document".to_owned(), hint)
@@ -134,11 +199,34 @@ pub fn refuse(first: &[u8], last: &[u8]) -> Result<()> {
             codec => (format!("packed as {codec}"), UNPACK),
         }
     };
+    Err(refusal(&what, hint))
+}
+
+/// Refuses what begins like one of the known formats; `first` may be a few bytes only.
+///
+/// # Errors
+/// As [`refuse`].
+pub fn refuse_head(first: &[u8]) -> Result<()> {
+    let is_at =
+        |(at, bytes, ..): &&Known| first.get(*at..).is_some_and(|rest| rest.starts_with(bytes));
+    match KNOWN.iter().find(is_at) {
+        Some((_, _, what, hint)) => Err(refusal(what, hint)),
+        None => Ok(()),
+    }
+}
+
+fn refusal(what: &str, hint: &str) -> Error {
     let error = Error::unsupported(format!("it is no image of a disk, but {what}"));
-    Err(match hint.is_empty() {
+    match hint.is_empty() {
         true => error,
         false => error.with_hint(hint),
-    })
+    }
+}
+
+/// Is it XML of which bmaptool's, or this program's, first words are?
+fn names_a_map(first: &[u8]) -> bool {
+    let has = |words: &[u8]| first.windows(words.len()).any(|there| there == words);
+    has(b"<bmap ") || has(b"the block map for an image")
 }
 
 fn is_page(first: &[u8], page: &[u8]) -> bool {
@@ -173,6 +261,16 @@ mod tests {
             (0, b"\xef\xbb\xbf<?xml version", "document"),
             (0, b"\x28\xb5\x2f\xfd", "zstd"),
             (0, b"PK\x03\x04", "zip"),
+            (0, b"RKFW", "Rockchip"),
+            (0, b"IMAGEWTY", "Allwinner"),
+            (0, b"partclone-image", "partclone"),
+            (0, b"\x5d\0\0\x80\0", "lzma"),
+            (0, b"sprs", "sparse"),
+            (
+                0,
+                b"<?xml version=\"1.0\" ?>\n<bmap version=\"2.0\">",
+                "block map",
+            ),
         ] {
             let error = refuse(&at(at_byte, bytes), &[]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);

@@ -16,7 +16,15 @@ use std::thread::{Builder, JoinHandle};
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use super::unpack::{Fault, Step, Stream};
+use super::unpack::{Fault, Format, Step, Stream};
+
+/// As gzip does: what some makers append (OpenWrt its metadata) is passed over, since the CRC and the
+/// length of what is before it tell that this is whole.
+pub(super) const FORMAT: Format = Format {
+    magic: b"\x1f\x8b\x08",
+    padding: 1,
+    appended: true,
+};
 
 const WINDOW: usize = 32 << 10;
 const CHUNK: usize = 512 << 10;

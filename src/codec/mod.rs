@@ -18,6 +18,7 @@ mod decode;
 mod encode;
 pub mod foreign;
 mod gzip;
+mod lzma;
 #[cfg(test)]
 mod tests;
 mod unpack;

@@ -292,7 +292,33 @@ fn flipped_bits_are_found() {
 fn garbage_at_the_end_is_an_error() {
     let bytes = image(100_000, 7);
     for (name, _, mut packed) in packed_by_tools(&bytes) {
+        let whole = packed.len();
         packed.extend(b"more");
+        if Codec::detect(&packed) == Codec::Gzip {
+            // As gzip does, which says so: the CRC and the length before it are right.
+            for behind in [
+                &b"m"[..],
+                b"more",
+                b"\0\0\0more",
+                b"\x1f",
+                b"{\"version\": 1}\n",
+            ] {
+                packed.truncate(whole);
+                packed.extend(behind);
+                let mut decoder = Decoder::new(Cursor::new(packed.clone())).unwrap();
+                let mut unpacked = Vec::new();
+                decoder.read_to_end(&mut unpacked).unwrap();
+                assert!(unpacked == bytes, "{name}");
+                let ignored = behind.iter().skip_while(|&&byte| byte == 0).count();
+                let note = decoder.note().expect("it is told");
+                assert!(note.starts_with(&format!("{ignored} bytes")), "{note}");
+                assert!(unpack_file(&packed).unwrap() == bytes, "{name}");
+            }
+            // A further member whose first bytes are damaged is not passed over.
+            packed.truncate(whole);
+            packed.extend_from_within(..);
+            packed[whole + 1] ^= 0x10;
+        }
         let error = unpack_stream(&packed).expect_err(name);
         assert_eq!(error.kind(), ErrorKind::Unsound, "{name}: {error}");
         assert!(error.to_string().contains("byte"), "{name}: {error}");
@@ -449,6 +475,113 @@ fn names_and_levels() {
     assert_eq!(unpack_stream(b"\xeb\x58\x90").unwrap(), b"\xeb\x58\x90");
     let error = unpack_stream(b"7z\xbc\xaf\x27\x1c\0\x04 and so on").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
+
+/// What 7-Zip and Windows make of large images; the archives are python's, or built here around what
+/// the format's own tool packs.
+#[test]
+fn every_common_packing_method_of_zip_is_read() {
+    let scratch = Scratch::new("methods");
+    let bytes = image(300_000, 21);
+    let script = "import sys, zipfile
+method = {'bzip2': zipfile.ZIP_BZIP2, 'lzma': zipfile.ZIP_LZMA}[sys.argv[1]]
+with zipfile.ZipFile(sys.argv[2], 'w', method) as z: z.writestr('x.img', sys.stdin.buffer.read())";
+    for method in ["bzip2", "lzma"] {
+        let path = scratch.path(method);
+        let words = ["-c", script, method, path.to_str().unwrap()];
+        tool("python3", &words, &bytes).expect("python3 has zipfile");
+        let packed = std::fs::read(&path).unwrap();
+        assert!(unpack_file(&packed).unwrap() == bytes, "{method}");
+        assert!(unpack_stream(&packed).unwrap() == bytes, "{method}");
+        let mut damaged = packed;
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 4;
+        assert!(unpack_file(&damaged).is_err(), "{method}");
+    }
+    for (method, program) in [(93, "zstd"), (95, "xz")] {
+        let packed = tool(program, &["-c"], &bytes).unwrap();
+        let archive = archive_of(method, &packed, &bytes);
+        assert!(unpack_file(&archive).unwrap() == bytes, "{program}");
+        assert!(unpack_stream(&archive).unwrap() == bytes, "{program}");
+    }
+    // Deflate64: stored blocks are the same as deflate's; a match of its own code 285, with 16 more bits.
+    let mut packed = vec![0, 5, 0, 0xfa, 0xff];
+    packed.extend(b"hello");
+    // The last block, fixed codes: literal 'x', length code 285 + 16 bits (1000 - 3), distance 1, end.
+    let mut bits = Bits::default();
+    bits.put(1, 1);
+    bits.put(1, 2);
+    bits.code(0x30 + u32::from(b'x'), 8);
+    bits.code(0b1100_0101, 8);
+    bits.put(1000 - 3, 16);
+    bits.code(0, 5);
+    bits.code(0, 7);
+    packed.extend(bits.bytes());
+    let unpacked = [&b"hello"[..], &vec![b'x'; 1001]].concat();
+    let archive = archive_of(9, &packed, &unpacked);
+    assert!(unpack_file(&archive).unwrap() == unpacked);
+    let error = unpack_file(&archive_of(98, b"?", b"?")).unwrap_err();
+    assert!(error.to_string().contains("unpack it"), "{error}");
+}
+
+/// Bits as deflate packs them, the lowest first; codes the other way round.
+#[derive(Default)]
+struct Bits(Vec<bool>);
+
+impl Bits {
+    fn put(&mut self, value: u32, count: u32) {
+        self.0.extend((0..count).map(|bit| value >> bit & 1 == 1));
+    }
+
+    fn code(&mut self, value: u32, count: u32) {
+        self.0
+            .extend((0..count).rev().map(|bit| value >> bit & 1 == 1));
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let byte = |bits: &[bool]| {
+            let bits = bits.iter().enumerate();
+            bits.map(|(at, &bit)| u8::from(bit) << at).sum()
+        };
+        self.0.chunks(8).map(byte).collect()
+    }
+}
+
+/// Makes an archive of one file by hand.
+fn archive_of(method: u16, packed: &[u8], unpacked: &[u8]) -> Vec<u8> {
+    let crc = crc32fast::hash(unpacked).to_le_bytes();
+    let lens = [packed.len() as u32, unpacked.len() as u32].map(u32::to_le_bytes);
+    let fields = [
+        &[20, 0, 0, 0][..],
+        &method.to_le_bytes(),
+        &[0; 4],
+        &crc,
+        &lens[0],
+        &lens[1],
+        &[5, 0, 0, 0],
+    ]
+    .concat();
+    let local = [&b"PK\x03\x04"[..], &fields, b"x.img", packed].concat();
+    let central = [&b"PK\x01\x02\x14\0"[..], &fields, &[0; 14], b"x.img"].concat();
+    let place = (local.len() as u32).to_le_bytes();
+    let end = [
+        &b"PK\x05\x06\0\0\0\0\x01\0\x01\0"[..],
+        &(central.len() as u32).to_le_bytes(),
+        &place,
+        &[0, 0],
+    ]
+    .concat();
+    [local, central, end].concat()
+}
+
+/// Matches that reach back farther than the zstd program follows by default.
+#[test]
+fn long_windows_of_zstd_are_followed() {
+    let bytes = image(1 << 20, 22);
+    // From a pipe, so the frame has no length, and states its window of 256 MiB.
+    let packed = tool("zstd", &["--long=28", "-1", "-c"], &bytes).unwrap();
+    assert_eq!(packed[5] >> 3, 28 - 10, "the window descriptor");
+    assert!(unpack_stream(&packed).unwrap() == bytes);
 }
 
 #[test]

@@ -9,13 +9,19 @@ use xz2::stream::{
     Stream as Lzma,
 };
 
-use super::unpack::{Fault, Step, Stream};
+use super::unpack::{Fault, Format, Step, Stream};
 
 /// Above this the decoder uses fewer threads; for `xz -6` a thread takes about 33 MiB, more than
+pub(super) const FORMAT: Format = Format {
+    magic: b"\xfd",
+    padding: 4,
+    appended: false,
+};
+
 /// that in flight.
 const MEMORY_THREADING: u64 = 512 << 20;
 /// Above this it gives up. `xz -9` needs 65 MiB in one thread.
-const MEMORY_STOP: u64 = 1 << 30;
+pub(super) const MEMORY_STOP: u64 = 1 << 30;
 
 /// Fewer threads pack where all of them would need more than this.
 const MEMORY_PACKING: u64 = 4 << 30;
@@ -147,7 +153,7 @@ impl Stream for XzStream {
     }
 }
 
-fn fault(error: XzError) -> Fault {
+pub(super) fn fault(error: XzError) -> Fault {
     match error {
         XzError::MemLimit => Fault::Unsupported(format!(
             "its dictionary needs more than {} MiB of memory",

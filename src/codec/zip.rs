@@ -6,9 +6,11 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 
+use deflate64::InflaterManaged;
 use flate2::{Decompress, FlushDecompress, Status};
 
-use super::unpack::{Fault, Step, Unpack};
+use super::unpack::{Fault, Step, Stream, Unpack};
+use super::{bzip2, lzma, xz, zstd};
 use crate::error::{Error, Result};
 
 const LOCAL: u32 = 0x0403_4b50;
@@ -17,6 +19,15 @@ const END: u32 = 0x0605_4b50;
 const END64: u32 = 0x0606_4b50;
 const LOCATOR64: u32 = 0x0706_4b50;
 const DESCRIPTOR: u32 = 0x0807_4b50;
+
+/// Packing methods.
+const STORED: u16 = 0;
+const DEFLATE: u16 = 8;
+const DEFLATE64: u16 = 9;
+const BZIP2: u16 = 12;
+const LZMA: u16 = 14;
+const ZSTD: u16 = 93;
+const XZ: u16 = 95;
 
 const ENCRYPTED: u16 = 1;
 /// Sizes and CRC follow the data.
@@ -58,8 +69,13 @@ pub(super) fn find(file: impl Read + Seek + Send + 'static) -> Result<(Entry, Pa
     };
     let entry = archive.by_index_raw(index).map_err(unsound)?;
     let method = match entry.compression() {
-        zip::CompressionMethod::Stored => 0,
-        zip::CompressionMethod::Deflated => 8,
+        zip::CompressionMethod::STORE => STORED,
+        zip::CompressionMethod::DEFLATE => DEFLATE,
+        zip::CompressionMethod::DEFLATE64 => DEFLATE64,
+        zip::CompressionMethod::BZIP2 => BZIP2,
+        zip::CompressionMethod::LZMA => LZMA,
+        zip::CompressionMethod::ZSTD => ZSTD,
+        zip::CompressionMethod::XZ => XZ,
         other => return Err(unknown_method(&other.to_string()).at(super::Codec::Zip, 0, 0)),
     };
     if entry.encrypted() {
@@ -123,7 +139,9 @@ fn is_noise(name: &str) -> bool {
             .iter()
             .any(|companion| end.eq_ignore_ascii_case(companion))
     });
-    base.is_empty() || name.starts_with("__MACOSX/") || base == ".DS_Store" || companion
+    // Etcher's own archives have a folder with a map, a logo and texts.
+    let etchers = name.split(['/', '\\']).any(|part| part == ".meta");
+    base.is_empty() || etchers || name.starts_with("__MACOSX/") || base == ".DS_Store" || companion
 }
 
 fn several(names: &[&str]) -> Error {
@@ -143,11 +161,13 @@ fn several(names: &[&str]) -> Error {
 }
 
 fn unknown_method(name: &str) -> Fault {
-    Fault::Unsupported(format!("its packing method {name} is not known here"))
+    Fault::Unsupported(format!(
+        "its packing method {name} is not known here; unpack it and give the image"
+    ))
 }
 
 fn encrypted() -> Fault {
-    Fault::Unsupported("it is encrypted".into())
+    Fault::Unsupported("it is encrypted; unpack it with its password and give the image".into())
 }
 
 /// What the headers say about a file.
@@ -160,8 +180,7 @@ struct Known {
 
 /// Unpacks one file's data.
 pub(super) struct Entry {
-    /// `None`: stored.
-    inflate: Option<Decompress>,
+    method: Method,
     known: Option<Known>,
     start: u64,
     crc: crc32fast::Hasher,
@@ -170,23 +189,88 @@ pub(super) struct Entry {
     complete: bool,
 }
 
-impl Entry {
+/// How a file is packed, with what unpacks it.
+enum Method {
+    Stored,
+    Deflate(Decompress),
+    Deflate64(Box<InflaterManaged>),
+    /// A format that is also one of its own.
+    Stream(Box<dyn Stream>),
+}
+
+impl Method {
     fn new(method: u16, known: Option<Known>) -> Result<Self, Fault> {
-        let inflate = match method {
-            0 if known.is_none() => {
+        Ok(match method {
+            // Neither tells its own end to the byte.
+            STORED | DEFLATE64 if known.is_none() => {
                 return Err(Fault::Unsupported(
-                    "it is stored without its length; give it as a file, not as a stream".into(),
+                    "it is packed without its length; give it as a file, not as a stream".into(),
                 ));
             }
-            0 => None,
-            8 => Some(Decompress::new(false)),
-            9 => return Err(unknown_method("deflate64")),
+            STORED => Self::Stored,
+            DEFLATE => Self::Deflate(Decompress::new(false)),
+            DEFLATE64 => Self::Deflate64(Box::new(InflaterManaged::new())),
+            BZIP2 => Self::Stream(bzip2::BzStream::open()?),
+            LZMA => Self::Stream(Box::new(lzma::Lzma::new(known.map(|known| known.unpacked)))),
+            ZSTD => Self::Stream(Box::new(zstd::Frames::open()?)),
+            XZ => Self::Stream(xz::XzStream::open()?),
             other => return Err(unknown_method(&other.to_string())),
-        };
+        })
+    }
+
+    /// As [`Stream::step`]. `left` is what is left of the packed bytes, where that is known.
+    fn step(
+        &mut self,
+        input: &[u8],
+        output: &mut [u8],
+        left: u64,
+        last: bool,
+    ) -> Result<(Step, bool), Fault> {
+        let most = usize::try_from(left).unwrap_or(usize::MAX);
+        let input = &input[..input.len().min(most)];
+        match self {
+            Self::Stored => {
+                let count = input.len().min(output.len());
+                output[..count].copy_from_slice(&input[..count]);
+                let step = Step {
+                    read: count,
+                    written: count,
+                };
+                Ok((step, count as u64 == left))
+            }
+            Self::Deflate(inflate) => {
+                let (read, written) = (inflate.total_in(), inflate.total_out());
+                let status = inflate
+                    .decompress(input, output, FlushDecompress::None)
+                    .map_err(|error| Fault::Damaged(error.to_string()))?;
+                let step = Step {
+                    read: (inflate.total_in() - read) as usize,
+                    written: (inflate.total_out() - written) as usize,
+                };
+                Ok((step, status == Status::StreamEnd))
+            }
+            Self::Deflate64(inflate) => {
+                let done = inflate.inflate(input, output);
+                if done.data_error || inflate.errored() {
+                    return Err(Fault::Damaged("the data makes no sense".into()));
+                }
+                let step = Step {
+                    read: done.bytes_consumed,
+                    written: done.bytes_written,
+                };
+                Ok((step, inflate.finished() && inflate.available_output() == 0))
+            }
+            Self::Stream(stream) => stream.step(input, output, last || input.len() as u64 == left),
+        }
+    }
+}
+
+impl Entry {
+    fn new(method: u16, known: Option<Known>) -> Result<Self, Fault> {
         Ok(Self {
             // A stored file of no bytes is complete before its first step.
-            complete: inflate.is_none() && known.is_some_and(|known| known.packed == 0),
-            inflate,
+            complete: method == STORED && known.is_some_and(|known| known.packed == 0),
+            method: Method::new(method, known)?,
             known,
             start: 0,
             crc: crc32fast::Hasher::new(),
@@ -220,38 +304,16 @@ impl Entry {
 }
 
 impl Unpack for Entry {
-    fn step(&mut self, input: &[u8], output: &mut [u8], _: bool) -> Result<Step, Fault> {
+    fn step(&mut self, input: &[u8], output: &mut [u8], last: bool) -> Result<Step, Fault> {
         if self.complete {
             return match input.is_empty() {
                 true => Ok(Step::NOTHING),
                 false => Err(Fault::Damaged("data follows the end of the file".into())),
             };
         }
-        let step = match &mut self.inflate {
-            None => {
-                let left = self.known.map_or(0, |known| known.packed) - self.packed;
-                let count = input
-                    .len()
-                    .min(output.len())
-                    .min(usize::try_from(left).unwrap_or(usize::MAX));
-                output[..count].copy_from_slice(&input[..count]);
-                self.complete = count as u64 == left;
-                Step {
-                    read: count,
-                    written: count,
-                }
-            }
-            Some(inflate) => {
-                let status = inflate
-                    .decompress(input, output, FlushDecompress::None)
-                    .map_err(|error| Fault::Damaged(error.to_string()))?;
-                self.complete = status == Status::StreamEnd;
-                Step {
-                    read: (inflate.total_in() - self.packed) as usize,
-                    written: (inflate.total_out() - self.unpacked) as usize,
-                }
-            }
-        };
+        let left = self.known.map_or(u64::MAX, |known| known.packed) - self.packed;
+        let (step, complete) = self.method.step(input, output, left, last)?;
+        self.complete = complete;
         self.packed += step.read as u64;
         self.unpacked += step.written as u64;
         self.crc.update(&output[..step.written]);

@@ -2,11 +2,11 @@
 
 use std::io::{self, Write};
 
-use zstd::stream::raw::{CParameter, Decoder as Raw, Encoder as RawEncoder, Operation};
+use zstd::stream::raw::{CParameter, DParameter, Decoder as Raw, Encoder as RawEncoder, Operation};
 use zstd::stream::write::Encoder as Writer;
 use zstd::stream::zio;
 
-use super::unpack::{Fault, Step, Unpack};
+use super::unpack::{Fault, Step, Stream, Unpack};
 
 /// Packed bytes given to the sink at once.
 const OUTPUT: usize = 256 << 10;
@@ -48,7 +48,36 @@ pub(super) fn unpacked_len(first: &[u8]) -> Option<u64> {
         .flatten()
 }
 
-/// Unpacks frame after frame; windows up to 128 MiB, as the zstd program does by default.
+/// The largest window that a frame may ask for (2 GiB, or what addresses of 32 bits leave room for), if
+/// the memory is there.
+const MOST_WINDOW_LOG: u32 = if cfg!(target_pointer_width = "64") {
+    31
+} else {
+    29
+};
+
+/// What every reader allows, 128 MiB: asked for even where less memory seems to be there.
+const LEAST_WINDOW_LOG: u32 = 27;
+
+/// Returns the largest window that fits in half of the memory that is available. Where nothing tells
+/// how much that is, the allocator will.
+fn window_log() -> u32 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    available(&info)
+        .map_or(MOST_WINDOW_LOG, |bytes| (bytes / 2).max(1).ilog2())
+        .clamp(LEAST_WINDOW_LOG, MOST_WINDOW_LOG)
+}
+
+/// Reads the bytes of `MemAvailable` from what Linux says of its memory.
+fn available(info: &str) -> Option<u64> {
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Unpacks frame after frame.
 pub(super) struct Frames {
     raw: Raw<'static>,
     inside: bool,
@@ -57,12 +86,22 @@ pub(super) struct Frames {
 
 impl Frames {
     pub(super) fn open() -> Result<Self, Fault> {
-        let raw = Raw::new().map_err(|error| Fault::Unsupported(error.to_string()))?;
+        let mut raw = Raw::new().map_err(|error| Fault::Unsupported(error.to_string()))?;
+        raw.set_parameter(DParameter::WindowLogMax(window_log()))
+            .map_err(|error| Fault::Unsupported(error.to_string()))?;
         Ok(Self {
             raw,
             inside: false,
             seen: false,
         })
+    }
+}
+
+/// One frame, within something that knows its length.
+impl Stream for Frames {
+    fn step(&mut self, input: &[u8], output: &mut [u8], last: bool) -> Result<(Step, bool), Fault> {
+        let step = Unpack::step(self, input, output, last)?;
+        Ok((step, self.may_end()))
     }
 }
 
@@ -73,8 +112,12 @@ impl Unpack for Frames {
         }
         let status = self.raw.run_on_buffers(input, output).map_err(|error| {
             let text = error.to_string();
-            match text.contains("too much memory") {
-                true => Fault::Unsupported("its window needs more than 128 MiB of memory".into()),
+            match text.contains("memory") || text.contains("Allocation") {
+                true => Fault::Unsupported(
+                    "its window needs more memory than there is; `zstd -d --long=31` unpacks it on a \
+                     larger machine"
+                        .into(),
+                ),
                 false => Fault::Damaged(text.to_lowercase()),
             }
         })?;
@@ -88,5 +131,20 @@ impl Unpack for Frames {
 
     fn may_end(&self) -> bool {
         self.seen && !self.inside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_how_much_memory_is_there() {
+        let info = "MemTotal:  4000 kB\nMemAvailable:    1500 kB\nBuffers: 1 kB\n";
+        assert_eq!(available(info), Some(1_536_000));
+        for info in ["", "MemAvailable: x kB", "MemAvailable:"] {
+            assert_eq!(available(info), None);
+        }
+        assert!((LEAST_WINDOW_LOG..=MOST_WINDOW_LOG).contains(&window_log()));
     }
 }

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::io::{AlignedBuf, Overlay, ReadAt};
 use crate::partition::PartitionTable;
 use crate::pipeline::{Job, Queue, guarded, together};
-use crate::progress::{Phase, Progress};
+use crate::progress::{Event, Phase, Progress};
 use crate::units::ByteRange;
 
 /// Buffers between reading the image and reading the card.
@@ -103,6 +103,9 @@ pub fn check(
     });
     outcome?;
     work.checked.image_len = read?;
+    if let Some(note) = reader.note() {
+        progress.event(Event::Note(note))?;
+    }
     if let Some(check) = &work.map {
         check.finish(work.checked.image_len)?;
     }

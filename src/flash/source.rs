@@ -29,6 +29,11 @@ pub trait ImageReader: Send {
         None
     }
 
+    /// Returns what is to be told of the file, once it is read to its end.
+    fn note(&self) -> Option<String> {
+        None
+    }
+
     /// Fills `buf` as far as the image goes; returns fewer bytes only at its end.
     fn read_full(&mut self, buf: &mut [u8]) -> Result<usize>;
 
@@ -203,6 +208,10 @@ impl ImageReader for RawFile {
 struct Decoded(Decoder);
 
 impl ImageReader for Decoded {
+    fn note(&self) -> Option<String> {
+        self.0.note()
+    }
+
     fn len_hint(&self) -> Option<u64> {
         self.0.size_hint()
     }
@@ -265,6 +274,10 @@ impl Hashed {
 }
 
 impl ImageReader for Hashed {
+    fn note(&self) -> Option<String> {
+        self.decoder.note()
+    }
+
     fn len_hint(&self) -> Option<u64> {
         self.decoder.size_hint()
     }
