@@ -154,6 +154,12 @@ pub struct Flash {
     /// Leave the card in, for the system to show what is on it
     #[arg(long)]
     pub no_eject: bool,
+    /// Also write an image in which no partition table and no filesystem is known
+    #[arg(long)]
+    pub allow_any_image: bool,
+    /// Also write a partition table that counts in other sectors than the card has
+    #[arg(long)]
+    pub allow_sector_size: bool,
     /// Create the target as a file that stands for a card of this size
     #[arg(long, value_name = "SIZE", value_parser = parse_card_size)]
     pub card_size: Option<u64>,
@@ -180,6 +186,9 @@ pub struct Expand {
     /// Leave the card in, for the system to show what is on it
     #[arg(long)]
     pub no_eject: bool,
+    /// Also grow what counts in other sectors than the device has
+    #[arg(long)]
+    pub allow_sector_size: bool,
 }
 
 /// Check an image against its block map and sha256, or a card against an image

@@ -70,8 +70,9 @@ pub fn run(args: &Capture, screen: &Screen) -> Result<Exit> {
         shrink: !args.no_shrink,
         force_raw: args.force_raw,
     };
-    let plan =
+    let mut plan =
         capture::plan(&watched, &options, screen).map_err(|error| about(&args.source, error))?;
+    note_sectors(&mut plan.summary, &source.file);
     if args.dry_run {
         let text = plan_text(&plan.summary);
         screen.result(&text, &json!({ "plan": plan.summary }));
@@ -166,6 +167,20 @@ impl Opened {
             file: Arc::new(device::open_source(unpacked.path(), options)?),
             _unpacked: Some(unpacked),
         })
+    }
+}
+
+/// Notes that a device's own sectors are not those in which its table counts.
+pub(super) fn note_sectors(summary: &mut Summary, source: &SourceFile) {
+    let Some(device) = source.info().map(|info| u64::from(info.logical_block)) else {
+        return;
+    };
+    let table = summary.sector_size;
+    if summary.table.is_some() && table != device {
+        summary.notes.push(format!(
+            "the partition table counts in sectors of {table} bytes, and the device has sectors of \
+             {device}: no system finds the partitions on it"
+        ));
     }
 }
 

@@ -67,6 +67,10 @@ impl Card for OpenCard {
     fn alignment(&self) -> u64 {
         self.target.alignment()
     }
+
+    fn sector_size(&self) -> Option<u64> {
+        self.0.info().map(|info| u64::from(info.logical_block))
+    }
 }
 
 /// What the user says about the targets.

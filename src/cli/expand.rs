@@ -6,14 +6,15 @@ use serde_json::json;
 
 use super::args::{self, Expand};
 use super::capture::about;
-use super::card::{self, Permissions};
+use super::card::{self, OpenCard, Permissions};
 use super::exit::Exit;
 use super::flash::grown;
 use super::render::Screen;
 use crate::codec::foreign;
 use crate::device::{self, SourceOptions};
 use crate::error::{Error, Result};
-use crate::flash::{ExpandPlan, ExpandTo, Expansion};
+use crate::flash::{Card, ExpandPlan, ExpandTo, Expansion};
+use crate::partition::PartitionTable;
 use crate::units::human_bytes;
 
 pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
@@ -52,6 +53,7 @@ pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
     let mut card = card::open(&targets[0], screen)?;
     card.watch = Some(screen.watch(&args.target.display().to_string()));
     let expanded = foreign::refuse_disk(&card)
+        .and_then(|()| check_sectors(&card, args))
         .map_err(|error| about(&args.target, error))
         .and_then(|()| ExpandPlan::new(&card, to));
     let expanded = expanded.and_then(|plan| match plan.is_nothing() {
@@ -71,6 +73,14 @@ pub fn run(args: &Expand, screen: &Screen) -> Result<Exit> {
         &json!({ "expansion": expanded, "ejected": ejected }),
     );
     Ok(Exit::Done)
+}
+
+/// Refuses a table that the system does not see as it was meant.
+fn check_sectors(card: &OpenCard, args: &Expand) -> Result<()> {
+    match (card.sector_size(), PartitionTable::read(card)?) {
+        (Some(sector), Some(table)) if !args.allow_sector_size => table.check_device(sector),
+        _ => Ok(()),
+    }
 }
 
 fn describe(expansion: &Expansion) -> String {

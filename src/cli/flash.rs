@@ -157,6 +157,8 @@ fn write(
         // Who does not expand may keep something behind the image.
         tail: expand.is_some() || args.wipe,
         expand,
+        any_image: args.allow_any_image,
+        any_sector_size: args.allow_sector_size,
         ..Options::default()
     };
     let mut reports = flash::flash(&*image.source, image.map.as_ref(), &slots, &options)?;
@@ -278,6 +280,7 @@ fn table(targets: &[Target], reports: &[CardReport], seconds: f64) -> String {
 
 fn outcome(report: &CardReport) -> String {
     match (&report.error, report.published) {
+        (None, _) if !report.contents_known => "written as it is: nothing known in it".into(),
         (None, _) if report.is_verified() => "good".into(),
         (None, _) => "written, not verified".into(),
         (Some(_), true) => "written, not expanded".into(),
@@ -320,6 +323,7 @@ fn object(
                 "verified": report.is_verified(),
                 "complete": report.published,
                 "ejected": ejected,
+                "contents_known": report.contents_known,
                 "verification": report.verification,
                 "expansion": report.expansion,
                 "error": report.error.as_ref().map(error_object),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::args::Inspect;
-use super::capture::{Opened, about, plan_text};
+use super::capture::{Opened, about, note_sectors, plan_text};
 use super::exit::Exit;
 use super::render::{Screen, clean};
 use crate::capture::{PartitionSummary, PlanOptions, Summary};
@@ -30,8 +30,9 @@ pub fn run(args: &Inspect, screen: &Screen) -> Result<Exit> {
         ..PlanOptions::default()
     };
     let source: Arc<dyn ReadAt> = opened.file.clone();
-    let inspection =
+    let mut inspection =
         inspect(&source, &options, WIDTH, screen).map_err(|error| about(&args.source, error))?;
+    note_sectors(&mut inspection.plan, &opened.file);
     // What is drawn is drawn here; numbers say more to a program.
     let object = serde_json::to_value(&inspection)
         .map_err(|error| crate::error::Error::internal("writing JSON").with_source(error))?;

@@ -3,9 +3,9 @@
 //! Decisions: an image may be shorter than its partitions, since some makers leave out what the
 //! first boot fills in. Only a filesystem that is longer tells that something is missing.
 
-use super::Prefix;
 use crate::error::{Error, Result};
 use crate::ext4::format::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
+use crate::io::prefix::Prefix;
 use crate::partition::PartitionTable;
 use crate::units::human_bytes;
 

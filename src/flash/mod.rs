@@ -13,6 +13,7 @@ mod cell;
 mod check;
 mod classify;
 mod commit;
+mod contents;
 mod cut_off;
 mod digest;
 #[cfg(test)]
@@ -47,11 +48,11 @@ pub use verify::Verification;
 use crate::bmap::Bmap;
 use crate::codec::foreign;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::prefix::Prefix;
 use crate::io::{AlignedBuf, ReadAt, check_range};
 use crate::partition::PartitionTable;
 use crate::pipeline::{Job, together};
 use crate::progress::{Event, Phase};
+use contents::Contents;
 use lane::Lane;
 use verify::Expected;
 use write::Written;
@@ -69,6 +70,10 @@ pub struct Options {
     pub tail: bool,
     /// What the last partition grows to, if it does, once the card is complete.
     pub expand: Option<ExpandTo>,
+    /// Write also an image in which nothing is known.
+    pub any_image: bool,
+    /// Write also a table that counts in other sectors than the card's.
+    pub any_sector_size: bool,
     /// After so long without an answer, a card is named.
     pub stall: Duration,
     /// After so long without an answer, a card is given up, so that the others go on.
@@ -83,6 +88,8 @@ impl Default for Options {
             wipe: false,
             tail: true,
             expand: None,
+            any_image: false,
+            any_sector_size: false,
             stall: Duration::from_secs(8),
             give_up: Duration::from_secs(180),
         }
@@ -105,6 +112,8 @@ pub struct CardReport {
     pub verification: Option<Verification>,
     /// Is the card complete: everything on it, the first block too?
     pub published: bool,
+    /// Does the image hold a partition table, a filesystem, or a boot sector?
+    pub contents_known: bool,
     /// What was expanded.
     pub expansion: Option<Expansion>,
     /// Why it is not complete; or, if it is, why it is not expanded.
@@ -141,8 +150,27 @@ pub fn flash(
         return Err(Error::unsound("the image is empty"));
     }
     let begin = first[..count].to_vec();
-    foreign::refuse(&begin, &[])?;
-    let needed = needed_by_table(&begin);
+    let mut last = Vec::new();
+    if let Some(start) = reader
+        .exact_len()
+        .and_then(|len| len.checked_sub(foreign::LAST as u64))
+    {
+        let mut again = image.open()?;
+        again.skip(start)?;
+        last.resize(foreign::LAST, 0);
+        again.read_full(&mut last)?;
+    }
+    foreign::refuse(&begin, &last)?;
+    let contents = Contents::of(&begin, reader.len_hint());
+    if !options.any_image {
+        contents.refuse_unknown()?;
+    }
+    if contents.is_iso() && matches!(options.expand, Some(ExpandTo::Size(_))) {
+        return Err(
+            Error::usage("an ISO image is written as it is: nothing in it can grow")
+                .with_hint("leave --expand away"),
+        );
+    }
     if let Some(len) = reader.exact_len() {
         cut_off::refuse(&begin, len, |start, buf| {
             let mut again = image.open()?;
@@ -156,7 +184,12 @@ pub fn flash(
         .collect();
     for lane in &lanes {
         lane.attempt(|| {
-            plan.check_fits(lane.len(), needed)?;
+            plan.check_fits(lane.len(), contents.needed())?;
+            if let (Some(table), Some(sector)) = (contents.table(), lane.slot.card.sector_size())
+                && !options.any_sector_size
+            {
+                table.check_device(sector)?;
+            }
             match options.expand {
                 Some(ExpandTo::Size(size)) => plan::check_wish(size, lane.len()),
                 _ => Ok(()),
@@ -168,6 +201,7 @@ pub fn flash(
         .map(|lane| CardReport {
             card_len: lane.len(),
             image_len: plan.image_len(),
+            contents_known: !contents.is_unknown(),
             ..CardReport::default()
         })
         .collect();
@@ -285,6 +319,16 @@ impl Run<'_> {
         old
     }
 
+    /// Is an error of an expansion one of what is as it is in the image, rather than of the card?
+    fn keeps(lane: &Lane, error: &Error) -> bool {
+        match error.kind() {
+            ErrorKind::Unsupported => true,
+            // A table that nobody can change; a filesystem that is damaged must be told.
+            ErrorKind::Unsound => PartitionTable::read(lane).is_err(),
+            _ => false,
+        }
+    }
+
     /// Ends a card's flash: everything out, read back, repaired, published.
     fn complete(
         &self,
@@ -327,6 +371,7 @@ impl Run<'_> {
         cut_off::refuse(self.first, written.image_len, |start, buf| {
             lane.read_exact_at(start, buf)
         })?;
+        foreign::refuse(self.first, &written.last)?;
         let head = publish::publish(lane, written, self.options.verify)?;
         report.written += head;
         if self.options.verify {
@@ -337,7 +382,7 @@ impl Run<'_> {
         if let Some(to) = self.options.expand {
             let expanded = match ExpandPlan::new(lane, to) {
                 // As in the image, and nobody asked for more.
-                Err(error) if error.kind() == ErrorKind::Unsupported && to == ExpandTo::Max => {
+                Err(error) if to == ExpandTo::Max && Self::keeps(lane, &error) => {
                     Ok(Expansion::unable(&error))
                 }
                 planned => planned.and_then(|plan| plan.run(lane.slot.card, progress)),
@@ -418,11 +463,4 @@ fn name_if_stalled(lane: &Lane, named: &mut bool, limit: Duration) {
     };
     // A listener that wants to stop says so at the next step as well.
     let _ = lane.slot.progress.event(Event::Note(text));
-}
-
-/// Returns how long a card must be for the partitions in the table that `first`, the image's
-/// first bytes, begins with. A table that lies elsewhere in part tells nothing.
-fn needed_by_table(first: &[u8]) -> Option<u64> {
-    let table = PartitionTable::read(&Prefix(first)).ok().flatten()?;
-    table.partitions().iter().map(|p| p.range.end).max()
 }

@@ -20,6 +20,12 @@ pub trait Card: WriteAt {
 
     /// Returns the multiple of bytes that requests should keep to.
     fn alignment(&self) -> u64;
+
+    /// Returns the bytes of the sectors in which a system counts on it; `None` of a file, which is
+    /// anybody's.
+    fn sector_size(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// One card among those that are flashed together.

@@ -20,6 +20,7 @@ use super::plan::{CELL, FlashPlan, HEAD, too_small};
 use super::reading::{RangeCheck, Unpacked, read_cells};
 use super::source::ImageReader;
 use crate::bmap::Bmap;
+use crate::codec::foreign;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{AlignedBuf, is_zero};
 use crate::pipeline::{Job, Queue, guarded, together};
@@ -36,6 +37,8 @@ pub(super) struct Written {
     /// The withheld ranges with their bytes, the card's first block in front.
     pub(super) head: Vec<(u64, Vec<u8>)>,
     pub(super) image_len: u64,
+    /// The image's last bytes, where they were read: some formats have their mark there.
+    pub(super) last: Vec<u8>,
 }
 
 /// Writes the image to all lanes that live. `first` is what was read of it already, less than
@@ -63,6 +66,7 @@ pub(super) fn write_all(
         pool: pool.clone(),
         digests: Digests::default(),
         head: Vec::new(),
+        last: (0, Vec::new()),
         lanes,
         stall_limit: options.give_up,
     };
@@ -93,6 +97,11 @@ pub(super) fn write_all(
     // What the reader met comes first: the feed then just saw an end.
     let image_len = read_outcome?;
     feed_outcome?;
+    if let Some(note) = reader.note() {
+        for lane in lanes.iter().filter(|lane| !lane.is_dead()) {
+            lane.attempt(|| lane.note(note.clone()));
+        }
+    }
     if let Some(check) = &feed.map
         && lanes.iter().any(|lane| !lane.is_dead())
     {
@@ -102,6 +111,10 @@ pub(super) fn write_all(
         digests: feed.digests,
         head: feed.head,
         image_len,
+        last: match feed.last {
+            (end, last) if end == image_len => last,
+            _ => Vec::new(),
+        },
     })
 }
 
@@ -112,6 +125,8 @@ struct Feed<'a> {
     pool: Arc<Queue<AlignedBuf>>,
     digests: Digests,
     head: Vec<(u64, Vec<u8>)>,
+    /// The last bytes so far, and where they end.
+    last: (u64, Vec<u8>),
     lanes: &'a [Lane<'a>],
     stall_limit: Duration,
 }
@@ -134,6 +149,7 @@ impl Feed<'_> {
         if let Some(check) = &mut self.map {
             check.update(start, &buf[..len])?;
         }
+        self.remember_last(start, &buf[..len]);
         for lane in self.lanes {
             if !lane.is_dead() && end > lane.len() {
                 let whole = self.plan.image_len().unwrap_or(end);
@@ -168,6 +184,17 @@ impl Feed<'_> {
             }
         }
         Ok(())
+    }
+
+    fn remember_last(&mut self, start: u64, bytes: &[u8]) {
+        let (end, last) = &mut self.last;
+        if *end != start {
+            last.clear();
+        }
+        last.extend_from_slice(&bytes[bytes.len().saturating_sub(foreign::LAST)..]);
+        let surplus = last.len().saturating_sub(foreign::LAST);
+        last.drain(..surplus);
+        *end = start + bytes.len() as u64;
     }
 
     fn withhold(&mut self, start: u64, bytes: &[u8]) {

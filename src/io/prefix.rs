@@ -18,3 +18,20 @@ impl ReadAt for Prefix<'_> {
         Ok(())
     }
 }
+
+/// The first bytes of something whose length is known.
+pub(crate) struct Beginning<'a> {
+    pub(crate) first: &'a [u8],
+    pub(crate) len: u64,
+}
+
+impl ReadAt for Beginning<'_> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        check_range(self.len, offset, buf.len() as u64)?;
+        Prefix(self.first).read_exact_at(offset, buf)
+    }
+}

@@ -20,12 +20,14 @@
 //! - **CHS addresses stay.** Nothing that boots from a card reads them.
 
 mod gpt;
+mod iso;
 mod mbr;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
+pub use iso::Iso;
 use serde::{Serialize, Serializer};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -276,6 +278,26 @@ impl PartitionTable {
             Scheme::Mbr(_) => mbr::SECTOR,
             Scheme::Gpt(gpt) => gpt.first_usable(),
         }
+    }
+
+    /// Refuses a table that a device with sectors of `sector` bytes would read wrongly: what counts in
+    /// sectors counts in the device's own.
+    ///
+    /// # Errors
+    /// `Refused` with both sizes.
+    pub fn check_device(&self, sector: u64) -> Result<()> {
+        let own = self.sector_size();
+        if own == sector {
+            return Ok(());
+        }
+        Err(Error::refused(format!(
+            "the partition table counts in sectors of {own} bytes, and the device has sectors of {sector}: \
+             no system would find the partitions there"
+        ))
+        .with_hint(format!(
+            "use a reader or an enclosure that shows sectors of {own} bytes; --allow-sector-size for \
+             one that will"
+        )))
     }
 
     /// Returns what is wrong with the table without making it useless, one sentence each.

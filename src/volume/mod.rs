@@ -20,7 +20,7 @@ use crate::fat::{self, Fat};
 use crate::foreign::Foreign;
 use crate::io::{RangeSet, ReadAt};
 use ext::{bitmap_content, ext_content, ext_name, ext_owned, is_plausible};
-use signatures::{opaque, opaque_with_priority, some};
+use signatures::{UNKNOWN, has_luks_backup, opaque, opaque_with_priority, some};
 use swap::swap;
 
 /// Larger FAT partitions (in bytes) hold someone's data, and stay where they are.
@@ -71,6 +71,10 @@ impl Volume {
             (Some(ext), None) => Self::Ext(Box::new(ext)),
             (None, Some(fat)) => Self::Fat(fat),
             (None, None) => match swap(device)? {
+                // `cryptsetup repair` finds the disk again behind what mkswap has left of it.
+                Some(_) if has_luks_backup(device)? => {
+                    Self::opaque("swap, and the second header of a LUKS2 disk")
+                }
                 Some(swap) => Self::Swap(swap),
                 None => Self::Opaque(opaque(device)?),
             },
@@ -84,7 +88,21 @@ impl Volume {
 
     /// What is copied whole because nothing is known of what lies where.
     pub fn unknown() -> Self {
-        Self::opaque("unknown")
+        Self::opaque(UNKNOWN)
+    }
+
+    /// An ISO image that is a disk as well.
+    pub fn iso(label: Option<String>) -> Self {
+        Self::Opaque(Opaque {
+            name: "iso9660",
+            label,
+            uuid: None,
+        })
+    }
+
+    /// Is nothing known that looks like this?
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Opaque(opaque) if opaque.name == UNKNOWN)
     }
 
     /// Tells who owns each of `bytes` of `device`; empty if that is not known. `device` should

@@ -4,6 +4,9 @@ use crate::error::Result;
 use crate::io::ReadAt;
 use crate::units::uuid_text;
 
+/// What nothing is known of.
+pub(super) const UNKNOWN: &str = "unknown";
+
 /// What is known of something that is copied whole.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opaque {
@@ -58,8 +61,21 @@ pub(super) fn opaque(device: &dyn ReadAt) -> Result<Opaque> {
             uuid: read(device, 1024 + 108, 16)?.as_deref().map(uuid_text),
         });
     }
-    let rest: [(u64, &[u8], &'static str); 6] = [
+    let rest: [(u64, &[u8], &'static str); 19] = [
         (0, b"hsqs", "squashfs"),
+        (1024, b"H+\0\x04", "HFS+"),
+        (1024, b"HX\0\x05", "HFS+"),
+        (32, b"NXSB", "APFS"),
+        (512, b"PM\0\0", "an Apple partition map"),
+        (512, b"\x57\x45\x56\x82", "a BSD disklabel"),
+        (32769, b"BEA01", "UDF"),
+        (4120, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca", "bcachefs"),
+        (32768, b"JFS1", "jfs"),
+        (65588, b"ReIsEr", "reiserfs"),
+        (0, b"UBI#", "UBI"),
+        (0, b"-rom1fs-", "romfs"),
+        (0, b"\x45\x3d\xcd\x28", "cramfs"),
+        (0, b"RDSK", "an Amiga partition table"),
         (32769, b"CD001", "iso9660"),
         (1024, &[0xe2, 0xe1, 0xf5, 0xe0], "erofs"),
         (4086, b"S1SUSPEND", "a hibernated system"),
@@ -71,7 +87,17 @@ pub(super) fn opaque(device: &dyn ReadAt) -> Result<Opaque> {
             return Ok(named(name));
         }
     }
-    Ok(named("unknown"))
+    Ok(named(UNKNOWN))
+}
+
+/// Is the second header of a LUKS2 disk there? It may lie at these places, by the header's length.
+pub(super) fn has_luks_backup(device: &dyn ReadAt) -> Result<bool> {
+    for shift in 14..=22 {
+        if has(device, 1 << shift, b"SKUL\xba\xbe")? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 pub(super) fn named(name: &'static str) -> Opaque {

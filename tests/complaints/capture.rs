@@ -143,8 +143,15 @@ fn c07_one_cause_and_one_next_step() {
         assert!(!exists(&image), "{from}");
     }
     assert_eq!(fs::read(&taken).unwrap(), b"mine");
-    // Something that is no card is kept whole, and said to be unknown.
-    pishrink(&["capture", &text, &image]).tells(&["unknown", "copied whole"]);
+    // What may be no card is kept whole for those who ask for it, and said to be unknown.
+    let whole = ["--no-shrink", "--force-raw"];
+    let parts = &[
+        "neither a partition table nor a filesystem",
+        "--no-shrink --force-raw",
+    ];
+    pishrink(&["capture", &text, &image]).complains(3, parts);
+    let said = pishrink(&[&["capture", &text, &image][..], &whole].concat());
+    said.tells(&["unknown", "copied whole"]);
 }
 
 /// 8: permissions that end nowhere (rpi-imager#99 #270 #469 #501; etcher#2843 #2929; caligula#105).
@@ -155,7 +162,9 @@ fn c08_permission_denied_says_how_to_get_it() {
     let card = scratch.card("card.img");
     let device = Loop::attach(&card);
     let image = scratch.path("image.img");
-    let said = pishrink_as_nobody(&["capture", &device.0, &image]);
+    let public = Public::new("c08");
+    let theirs = public.path("home/image.img");
+    let said = public.pishrink_as_nobody(&["capture", &device.0, &theirs]);
     said.complains(1, &[&device.0, "ermission denied", "sudo", "group"]);
     // Busy is something else than denied.
     let mount = scratch.path("mnt");
@@ -296,12 +305,17 @@ fn c13_c19_other_layouts_are_captured_and_it_is_said_what_stays() {
 #[test]
 fn c17_image_files_need_no_root_and_no_loop_device() {
     let scratch = Scratch::new("c17");
-    let card = scratch.card("card.img");
-    let folder = scratch.path("home");
-    shell(&format!("mkdir {folder}; chmod 777 {folder}"));
-    let (image, target) = (format!("{folder}/image.img.zst"), format!("{folder}/card"));
-    pishrink_as_nobody(&["capture", &card, &image]).tells(&["image.img.zst: "]);
-    let said = pishrink_as_nobody(&["flash", &image, &target, "--card-size", "100MiB", "--yes"]);
+    let public = Public::new("c17");
+    let card = public.path("card.img");
+    let made = scratch.card("card.img");
+    shell(&format!(
+        "cp --sparse=always {made} {card}; chmod 644 {card}"
+    ));
+    let (image, target) = (public.path("home/image.img.zst"), public.path("home/card"));
+    let said = public.pishrink_as_nobody(&["capture", &card, &image]);
+    said.tells(&["image.img.zst: "]);
+    let said =
+        public.pishrink_as_nobody(&["flash", &image, &target, "--card-size", "100MiB", "--yes"]);
     said.tells(&["good"]);
     shell(&format!("e2fsck -fn '{target}?offset={ROOT}'"));
 }
@@ -403,7 +417,7 @@ fn c23_there_is_a_line_at_once_and_a_clean_stop() {
     }
     // A stop in the middle of writing; the signal comes when the card has been slow for a while.
     let image = scratch.path("raw.img");
-    fs::write(&image, noise(90 * MIB)).unwrap();
+    fs::write(&image, noise_disk(90 * MIB)).unwrap();
     let (_slow, slow) = scratch.bad_card("slow", 100 * MIB, &format!("stall={},3", 8 * MIB));
     let script = format!(
         "import signal, subprocess, sys, time

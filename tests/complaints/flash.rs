@@ -41,7 +41,7 @@ fn c01_cards_are_expanded_when_they_are_written() {
 fn c02_a_failed_verification_says_where_how_and_whose_fault() {
     let scratch = Scratch::new("c02");
     let image = scratch.path("x.img");
-    fs::write(&image, noise(60 * MIB)).unwrap();
+    fs::write(&image, noise_disk(60 * MIB)).unwrap();
     let at = 40 * MIB + 5000;
     let place = format!("4096 bytes at byte {}", 40 * MIB + 4096);
     // The card's fault, or its reader's.

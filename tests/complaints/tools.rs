@@ -116,12 +116,39 @@ pub fn pishrink(words: &[&str]) -> Said {
     outcome(Command::new(env!("CARGO_BIN_EXE_pishrink")).args(words))
 }
 
-/// Runs pishrink as somebody who may nothing.
-pub fn pishrink_as_nobody(words: &[&str]) -> Said {
-    let identity = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-    let mut command = Command::new("setpriv");
-    command.args(identity).arg(env!("CARGO_BIN_EXE_pishrink"));
-    outcome(command.args(words))
+/// A folder that everybody reaches, wherever this clone lies, with a copy of the program in it.
+pub struct Public(PathBuf);
+
+impl Public {
+    pub fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("pishrink-{name}-{}", std::process::id()));
+        let path = folder.to_str().unwrap();
+        shell(&format!(
+            "mkdir {path}; chmod 755 {path}; mkdir -m 777 {path}/home"
+        ));
+        let program = env!("CARGO_BIN_EXE_pishrink");
+        shell(&format!("install -m 755 {program} {path}/pishrink"));
+        Self(folder)
+    }
+
+    /// Returns the path of a file in the folder; `home` is anybody's.
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Runs pishrink as somebody who may nothing.
+    pub fn pishrink_as_nobody(&self, words: &[&str]) -> Said {
+        let identity = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let mut command = Command::new("setpriv");
+        command.args(identity).arg(self.path("pishrink"));
+        outcome(command.args(words).current_dir(&self.0))
+    }
+}
+
+impl Drop for Public {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 pub fn outcome(command: &mut Command) -> Said {
@@ -164,6 +191,18 @@ impl Drop for Loop {
 }
 
 /// Noise that is always the same.
+/// Noise with a partition table, so that it may be the image of a disk.
+pub fn noise_disk(len: u64) -> Vec<u8> {
+    let mut bytes = noise(len);
+    bytes[446..510].fill(0);
+    bytes[450] = 0x83;
+    bytes[454..458].copy_from_slice(&2048u32.to_le_bytes());
+    let sectors = (len / 512 - 2048) as u32;
+    bytes[458..462].copy_from_slice(&sectors.to_le_bytes());
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    bytes
+}
+
 pub fn noise(len: u64) -> Vec<u8> {
     scratch::noise(1, len)
 }

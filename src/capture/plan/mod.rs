@@ -14,7 +14,7 @@ use crate::codec::foreign;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::Target;
 use crate::io::{Overlay, RangeSet, ReadAt, Window};
-use crate::partition::PartitionTable;
+use crate::partition::{Iso, PartitionTable};
 use crate::progress::{Phase, Progress};
 use crate::units::{ByteRange, human_bytes};
 use crate::volume::{Content, Volume};
@@ -37,13 +37,14 @@ pub fn plan(
         foreign::refuse_disk(source)?;
     }
     progress.started(Phase::Check, None)?;
-    let planned = match PartitionTable::read(source) {
-        Ok(Some(table)) => plan_disk(source, &table, options),
-        Ok(None) => plan_bare(source, options),
-        Err(error) if error.kind() != ErrorKind::Cancelled && saves_all(options) => {
+    let planned = match (Iso::find(source)?, PartitionTable::read(source)) {
+        (Some(iso), table) if !saves_all(options) => plan_iso(source, iso, table.ok().flatten()),
+        (_, Ok(Some(table))) => plan_disk(source, &table, options),
+        (_, Ok(None)) => plan_bare(source, options),
+        (_, Err(error)) if error.kind() != ErrorKind::Cancelled && saves_all(options) => {
             plan_unreadable(source, &error)
         }
-        Err(error) => Err(hinted(error.within("the partition table"), options)),
+        (_, Err(error)) => Err(hinted(error.within("the partition table"), options)),
     }?;
     progress.finished(Phase::Check)?;
     Ok(planned)
@@ -153,6 +154,30 @@ fn plan_disk(
     Ok(finish(overlay, mapped, summary))
 }
 
+/// Plans for an ISO image on a stick: up to its end as it is, since places within it are named by
+/// number, and what the tables say of it overlaps.
+fn plan_iso(source: &Watched, iso: Iso, table: Option<PartitionTable>) -> Result<CapturePlan> {
+    let part = Part {
+        number: 0,
+        part_uuid: None,
+        range: ByteRange::new(0, source.len()),
+        volume: Volume::iso(iso.label),
+    };
+    let range = ByteRange::new(0, iso.end);
+    let mut overlay = Overlay::new(iso.end);
+    let mut mapped = RangeSet::new();
+    let mut content = Content::whole(iso.end);
+    place(&mut overlay, &mut mapped, &mut content, range, range);
+    let note = "an ISO image that is a disk as well: it is copied as it is, nothing is shrunk";
+    let mut summary = without_table(source, summarise(part, content, range), note.into());
+    if let Some(table) = table {
+        summary.table = Some(table.kind());
+        summary.sector_size = table.sector_size();
+        summary.disk_id = Some(table.disk_id());
+    }
+    Ok(finish(overlay, mapped, summary))
+}
+
 fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
     let range = ByteRange::new(0, source.len());
     let part = Part {
@@ -161,6 +186,12 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
         range,
         volume: identify(source, options)?,
     };
+    if part.volume.is_unknown() && !saves_all(options) && !has_boot_sector(source)? {
+        let error = Error::unsupported(
+            "there is neither a partition table nor a filesystem that is known: it may be no image of a disk",
+        );
+        return Err(hinted(error, options));
+    }
     let shrinks = options.shrink && matches!(part.volume, Volume::Ext(_));
     let target = match shrinks {
         true => Target::Headroom(options.headroom),
@@ -187,7 +218,7 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
         new_range,
     );
     let note = match &part.volume {
-        Volume::Opaque(_) if part.volume.name() == "unknown" => {
+        _ if part.volume.is_unknown() => {
             "there is no partition table, and no filesystem that is known: all of it is copied"
         }
         _ => "there is no partition table: one filesystem takes up all of it",
@@ -195,6 +226,16 @@ fn plan_bare(source: &Watched, options: &PlanOptions) -> Result<CapturePlan> {
     let mut summary = without_table(source, summarise(part, content, new_range), note.into());
     summary.notes.extend(kept);
     Ok(finish(overlay, mapped, summary))
+}
+
+/// Does the disk begin with what a PC starts?
+fn has_boot_sector(source: &Watched) -> Result<bool> {
+    let mut mark = [0; 2];
+    if source.len() < 512 {
+        return Ok(false);
+    }
+    source.read_exact_at(510, &mut mark)?;
+    Ok(mark == [0x55, 0xaa])
 }
 
 /// Plans to save what can be read, without knowing where what lies, as `error` says.

@@ -22,7 +22,7 @@ use crate::ext4::{Ext4, Target};
 use crate::flash::commit;
 use crate::flash::target::Card;
 use crate::io::{Overlay, RangeSet, ReadAt, Source, Steps, Window};
-use crate::partition::{DiskLen, PartitionTable, TableKind};
+use crate::partition::{DiskLen, Iso, PartitionTable, TableKind};
 use crate::progress::{Phase, Progress};
 use crate::units::{ByteRange, human_bytes, round_down};
 use crate::volume::Volume;
@@ -87,6 +87,11 @@ impl ExpandPlan {
     /// `Unsound` if the table or the filesystem is damaged, `Unsupported` if there is nothing
     /// that can be understood, `NoSpace` if the wished size does not fit, `Io` if the disk fails.
     pub fn new(disk: &dyn ReadAt, to: ExpandTo) -> Result<Self> {
+        if Iso::find(disk)?.is_some() {
+            return Err(Error::unsupported(
+                "an ISO image that is a disk as well lies there, of which nothing may move or grow",
+            ));
+        }
         match PartitionTable::read(disk)? {
             Some(table) => Self::with_table(disk, &table, to),
             None => Self::bare(disk, to),

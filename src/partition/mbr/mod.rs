@@ -16,7 +16,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{ReadAt, Window};
+use crate::io::{ReadAt, Window, is_zero};
 use crate::partition::{
     Decoded, Partition, PartitionKind, find_overlap, past_the_end, put, u32_at,
 };
@@ -126,8 +126,38 @@ fn names_partitions(sector: &Sector, lba: u64, container: Range<u64>) -> bool {
     })
 }
 
+/// Is there nothing but zeros in these sectors, as far as is looked? Filesystems begin soon.
+fn is_blank(disk: &dyn ReadAt, sectors: Range<u64>) -> Result<bool> {
+    const LOOKED_AT: u64 = 64 << 20;
+    const STEP: u64 = 1 << 20;
+    let end = (sectors.end * SECTOR).min(sectors.start * SECTOR + LOOKED_AT);
+    let mut at = sectors.start * SECTOR;
+    while at < end {
+        let len = STEP.min(end - at);
+        if !is_zero(&disk.read_vec_at(at, len as usize)?) {
+            return Ok(false);
+        }
+        at += len;
+    }
+    Ok(true)
+}
+
 pub(super) fn has_used_entry(sector: &Sector) -> bool {
     is_signed(sector) && (0..4).any(|slot| Entry::of(sector, slot).is_used())
+}
+
+/// Returns the bytes that the used entries name, sound or not, but for what guards a GPT.
+pub(super) fn extents(sector: &Sector) -> Vec<Range<u64>> {
+    if !is_signed(sector) {
+        return Vec::new();
+    }
+    let entries = (0..4).map(|slot| Entry::of(sector, slot));
+    entries
+        .filter(|entry| entry.is_used() && entry.type_byte != PROTECTIVE)
+        .map(|entry| entry.extent(0))
+        // OK: 33 bits of sectors.
+        .map(|(start, end)| start * SECTOR..end * SECTOR)
+        .collect()
 }
 
 /// Is there an entry that guards a GPT, of any form?
@@ -373,6 +403,11 @@ impl Mbr {
                         "the EBR of {name} at sector {lba} names partitions, but lacks its signature 55 AA"
                     ))
                     .with_hint(MEND));
+                }
+                if container.ebrs.is_empty() && !is_blank(disk, start..end)? {
+                    return Err(Error::unsound(format!(
+                        "{name} has no EBR at its start, sector {lba}, but is not empty: what its partitions were is lost"
+                    )));
                 }
                 warnings.push(format!(
                     "the chain of {name} ends at sector {lba}, which is not an EBR"
