@@ -8,6 +8,7 @@
 mod batch;
 mod keep;
 mod layout;
+mod left_out;
 mod loss;
 mod mapfile;
 mod output;

@@ -1,5 +1,6 @@
 //! One partition on its way into an image.
 
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::capture::rescue::{Forgiving, Rescue};
@@ -151,6 +152,12 @@ impl<'a> Watched<'a> {
 
     fn rescue(&self) -> MutexGuard<'_, Rescue<'a>> {
         self.rescue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads bytes that are only looked at: what fails is not tried again, and is no loss.
+    pub(super) fn peek(&self, range: Range<u64>) -> Option<Vec<u8>> {
+        let len = usize::try_from(range.end - range.start).ok()?;
+        self.source.read_vec_at(range.start, len).ok()
     }
 
     /// Names what could not be read of a partition, in a few words.

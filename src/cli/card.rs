@@ -69,7 +69,7 @@ impl Card for OpenCard {
     }
 
     fn sector_size(&self) -> Option<u64> {
-        self.0.info().map(|info| u64::from(info.logical_block))
+        self.target.info().map(|info| u64::from(info.logical_block))
     }
 }
 

@@ -9,6 +9,7 @@ use super::args;
 use super::download::{Remote, is_url};
 use super::render::Screen;
 use crate::bmap::Bmap;
+use crate::capture::packed_as;
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::flash::{FileSource, ImageSource, StreamSource};
@@ -86,8 +87,11 @@ impl Image {
             screen.detail(&format!("using the block map {}", map.display()));
         }
         let mut files = with_map(Some(path.clone()), map.as_deref());
-        files.push(with_suffix(&path, ".sha256"));
+        files.extend(sums_beside(&path));
         let map = map.as_deref().map(read_map).transpose()?;
+        if let Some(map) = &map {
+            refuse_map_of_packed(map, &path)?;
+        }
         let sha256 = match wishes.sha256 {
             None => sha256_beside(&path, screen)?,
             given => given,
@@ -167,6 +171,19 @@ fn remote_sha256(remote: &Remote, screen: &Screen) -> Result<Option<[u8; 32]>> {
 fn opened_pipe(path: &Path) -> Option<File> {
     let mut file = File::open(path).ok()?;
     file.stream_position().is_err().then_some(file)
+}
+
+/// Refuses a map that was made of the packed file, instead of the image in it.
+fn refuse_map_of_packed(map: &Bmap, image: &Path) -> Result<()> {
+    let is_as_long = std::fs::metadata(image).is_ok_and(|there| there.len() == map.image_size);
+    if !is_as_long || packed_as(image)? == Codec::Raw {
+        return Ok(());
+    }
+    Err(Error::unsound(format!(
+        "the block map is of the packed file {} itself, not of the image in it",
+        image.display()
+    ))
+    .with_hint("--no-bmap does without; bmaptool makes a right one of the unpacked image"))
 }
 
 fn read_map(path: &Path) -> Result<Bmap> {

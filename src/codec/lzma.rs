@@ -33,10 +33,11 @@ impl Lzma {
         if self.header[2..4] != [5, 0] {
             return Err(Fault::Damaged("its LZMA header makes no sense".into()));
         }
+        // Without room for a byte it reads nothing; of a header alone it gives none.
         let mut raw = Raw::new_lzma_decoder(xz::MEMORY_STOP).map_err(xz::fault)?;
         let len = self.unpacked.unwrap_or(u64::MAX);
         let begin = [&self.header[4..], &len.to_le_bytes()].concat();
-        raw.process(&begin, &mut [], Action::Run)
+        raw.process(&begin, &mut [0], Action::Run)
             .map_err(xz::fault)?;
         match raw.total_in() == begin.len() as u64 {
             true => Ok(raw),

@@ -469,7 +469,10 @@ fn past_the_end(what: &str, end: u128, disk_len: u64) -> Error {
     Error::unsound(format!(
         "{what} ends at byte {end}, but the disk has only {disk_len} bytes"
     ))
-    .with_hint("the image may be cut off; copy it again")
+    .with_hint(
+        "the image may be cut off; copy it again. A card may be smaller than what was written to it: then \
+         --no-shrink --force-raw saves what is there",
+    )
 }
 
 fn no_room(what: &str, end: u64, disk_len: u64) -> Error {

@@ -6,6 +6,7 @@
 mod badcard;
 mod cards;
 mod faults;
+mod feed;
 mod images;
 mod layouts;
 mod safety;

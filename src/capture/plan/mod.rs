@@ -6,6 +6,7 @@
 //! ext; the swap and FAT partitions behind it move down.
 
 use crate::capture::layout::{Outside, can_move, closed_up, lay_out, shrinking};
+use crate::capture::left_out;
 use crate::capture::part::{
     Part, Watched, content, hinted, identify, is_kept, place, saves_all, summarise,
 };
@@ -88,6 +89,7 @@ fn plan_disk(
         };
         contents.push(content(part, source, target, options)?);
     }
+    let left_out = left_out::notes(source, table, &parts, &contents);
     let mut ranges: Vec<_> = parts.iter().map(|part| part.range).collect();
     let mut stay = None;
     let (mut overlay, tables) = if options.shrink {
@@ -140,6 +142,7 @@ fn plan_disk(
         notes: table.warnings().to_vec(),
     };
     summary.notes.extend(stay);
+    summary.notes.extend(left_out);
     match shrinks {
         Some(index) => {
             let note = why_kept(&parts[index], &contents[index], options);
@@ -167,7 +170,14 @@ fn plan_iso(source: &Watched, iso: Iso, table: Option<PartitionTable>) -> Result
     let mut overlay = Overlay::new(iso.end);
     let mut mapped = RangeSet::new();
     let mut content = Content::whole(iso.end);
-    place(&mut overlay, &mut mapped, &mut content, range, range);
+    place(
+        &mut overlay,
+        &mut mapped,
+        &mut content,
+        Vec::new(),
+        range,
+        range,
+    );
     let note = "an ISO image that is a disk as well: it is copied as it is, nothing is shrunk";
     let mut summary = without_table(source, summarise(part, content, range), note.into());
     if let Some(table) = table {
