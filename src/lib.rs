@@ -7,7 +7,7 @@
 //!
 //! # The layers, each naming only those above it
 //! 1. [`units`], [`error`], [`progress`]
-//! 2. [`io`]: positional reads and writes, overlays, sets of ranges
+//! 2. [`io`]: positional reads and writes, overlays, sets of ranges; [`files`]: trees read by path
 //! 3. [`partition`], [`ext4`], [`fat`], [`foreign`], [`codec`], [`bmap`]: one format each; [`device`]: the system's
 //! 4. [`volume`]: the one list of filesystems; [`pipeline`]: the threads
 //! 5. [`capture`], [`flash`]
@@ -46,6 +46,7 @@ pub mod device;
 pub mod error;
 pub mod ext4;
 pub mod fat;
+pub mod files;
 pub mod flash;
 pub mod foreign;
 pub mod inspect;

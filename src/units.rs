@@ -109,6 +109,32 @@ pub fn human_bytes(bytes: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// Returns the days from the first of January 1970 to a date of the Gregorian calendar; `month` is 1
+/// to 12.
+pub fn days_since_1970(year: i64, month: u32, day: u32) -> i64 {
+    // Years that begin in March have the leap day at their end.
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let of_era = year.rem_euclid(400);
+    let of_year = (153 * ((i64::from(month) + 9) % 12) + 2) / 5 + i64::from(day) - 1;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+}
+
+/// Shows seconds since 1970 as date and time of UTC: `2025-01-31 09:05`.
+pub fn date_text(seconds: i64) -> String {
+    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + i64::from(month <= 2);
+    let (hour, minute) = (rest / 3600, rest % 3600 / 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,5 +162,26 @@ mod tests {
         );
         assert_eq!(a.intersect(&ByteRange::new(20, 30)), None);
         assert_eq!(ByteRange::at(u64::MAX, 2), None);
+    }
+
+    #[test]
+    fn dates_go_there_and_back() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00"),
+            (951_782_399, "2000-02-28 23:59"),
+            (951_827_696, "2000-02-29 12:34"),
+            (4_102_444_800, "2100-01-01 00:00"),
+            (-1, "1969-12-31 23:59"),
+        ] {
+            assert_eq!(date_text(seconds), text);
+        }
+        for days in (-800_000..800_000).step_by(97) {
+            let text = date_text(days * 86_400);
+            let mut parts = text.trim_start_matches('-').split(['-', ' ']);
+            let mut next = || parts.next().unwrap().parse().unwrap();
+            if !text.starts_with('-') {
+                assert_eq!(days_since_1970(next(), next() as u32, next() as u32), days);
+            }
+        }
     }
 }

@@ -53,6 +53,8 @@ pub enum Command {
     Devices(Devices),
     /// Print the version
     Version,
+    Ls(Ls),
+    Get(Get),
 }
 
 /// Read a card or a raw image, write a small image that boots and expands
@@ -216,6 +218,42 @@ pub struct Devices {
     /// Also the disks that are not shown otherwise, with the reason
     #[arg(long)]
     pub all: bool,
+}
+
+const PATHS: &str = "Paths are those of the system on the card: what its fstab mounts is found where it is \
+mounted. 2:/etc is a path on partition 2 alone. * ? [a-z] stand for parts of a name, ** for any folders.";
+
+/// List files on a card or in an image, without mounting it
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = format!("{PATHS}\n\n{EXIT_CODES}"))]
+pub struct Ls {
+    /// A block device or an image, packed or not; only read
+    pub source: PathBuf,
+    /// A folder, a file, or a pattern
+    #[arg(default_value = "/")]
+    pub path: OsString,
+    /// Read a device although it is mounted and can change meanwhile
+    #[arg(long)]
+    pub allow_mounted: bool,
+}
+
+/// Copy a file or a folder off a card or out of an image, without mounting it
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = format!("{PATHS}\n\n{EXIT_CODES}"))]
+pub struct Get {
+    /// A block device or an image, packed or not; only read
+    pub source: PathBuf,
+    /// A file, a folder with all in it, or a pattern
+    pub path: OsString,
+    /// Where to: a folder that is there, a new name, or - for standard output
+    #[arg(default_value = ".")]
+    pub to: PathBuf,
+    /// Replace a file that exists
+    #[arg(long)]
+    pub force: bool,
+    /// Read a device although it is mounted and can change meanwhile
+    #[arg(long)]
+    pub allow_mounted: bool,
 }
 
 /// What the last partition grows to.

@@ -9,9 +9,11 @@ mod eta;
 mod exit;
 mod expand;
 mod flash;
+mod get;
 mod image;
 mod inspect;
 mod interrupt;
+mod ls;
 mod mistaken;
 mod render;
 mod size;
@@ -117,6 +119,8 @@ fn command(command: &Command, screen: &Screen) -> Exit {
         Command::Verify(args) => verify::run(args, screen),
         Command::Devices(args) => devices::run(args, screen),
         Command::Version => Ok(version(screen)),
+        Command::Ls(args) => ls::run(args, screen),
+        Command::Get(args) => get::run(args, screen),
     };
     outcome.unwrap_or_else(|error| {
         let error = device::advise(error);

@@ -23,6 +23,9 @@ pub mod safety;
 mod storage_query;
 #[cfg(any(target_os = "linux", test))]
 mod sysfs;
+#[cfg_attr(unix, path = "tree_unix.rs")]
+#[cfg_attr(windows, path = "tree_windows.rs")]
+pub mod tree;
 #[cfg(unix)]
 mod unix;
 

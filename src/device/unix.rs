@@ -61,15 +61,19 @@ pub(super) fn create_private(path: &Path) -> io::Result<File> {
         .create_new(true)
         .mode(0o600)
         .open(path)?;
-    let root = rustix::process::geteuid().is_root();
-    if let Some((user, group)) = sudo_user(root, |name| std::env::var(name).ok()) {
+    if let Some((user, group)) = caller() {
         // Shares and FAT have no owners, or do not let even root choose them.
         let _ = std::os::unix::fs::fchown(&file, Some(user), Some(group));
     }
     Ok(file)
 }
 
-/// Returns user and group of who called sudo.
+/// Returns user and group of who called sudo; `None` without it.
+pub(super) fn caller() -> Option<(u32, u32)> {
+    let root = rustix::process::geteuid().is_root();
+    sudo_user(root, |name| std::env::var(name).ok())
+}
+
 fn sudo_user(root: bool, variable: impl Fn(&str) -> Option<String>) -> Option<(u32, u32)> {
     let number = |name| variable(name)?.parse().ok();
     match root {

@@ -10,7 +10,7 @@ use crate::fat::boot::{Geometry, Root, text, u16_at, u32_at};
 use crate::fat::chain::walk;
 use crate::io::ReadAt;
 
-const ENTRY: usize = 32;
+pub(super) const ENTRY: usize = 32;
 /// A directory may have 65,536 entries.
 pub(super) const MAX_DIRECTORY: u64 = 65_536 * ENTRY as u64;
 
@@ -25,9 +25,20 @@ pub(super) const LAST_ACCESS: usize = 18;
 pub(super) struct Found<'a> {
     short: &'a [u8],
     long: Option<String>,
+    /// Where the short entry lies in its list, in bytes.
+    pub(super) at: usize,
 }
 
-impl Found<'_> {
+impl<'a> Found<'a> {
+    /// Takes a short entry alone.
+    pub(super) fn of(short: &'a [u8]) -> Self {
+        Self {
+            short,
+            long: None,
+            at: 0,
+        }
+    }
+
     /// Returns the name; `None` for labels and for the directory itself and its parent.
     pub(super) fn name(&self) -> Option<String> {
         let is_label = self.short[11] & VOLUME_ID != 0;
@@ -138,13 +149,15 @@ fn read_root<D: ReadAt + ?Sized>(geometry: &Geometry, dev: &D) -> Result<Vec<u8>
     }
 }
 
-/// Goes through a directory's live entries, each with its long name if that belongs to it.
+/// Goes through a directory's live entries, each with the place of its short entry, and its long
+/// name if that belongs to it.
 pub(super) fn entries(directory: &[u8]) -> impl Iterator<Item = Found<'_>> {
     let mut long = LongName::default();
     directory
         .chunks_exact(ENTRY)
-        .take_while(|entry| entry[0] != 0)
-        .filter_map(move |entry| {
+        .zip((0..).step_by(ENTRY))
+        .take_while(|(entry, _)| entry[0] != 0)
+        .filter_map(move |(entry, at)| {
             if entry[0] == 0xe5 {
                 long = LongName::default();
                 return None;
@@ -154,7 +167,11 @@ pub(super) fn entries(directory: &[u8]) -> impl Iterator<Item = Found<'_>> {
                 return None;
             }
             let long = std::mem::take(&mut long).finish(entry);
-            Some(Found { short: entry, long })
+            Some(Found {
+                short: entry,
+                long,
+                at,
+            })
         })
 }
 
@@ -227,6 +244,6 @@ fn shown_name(entry: &[u8]) -> String {
     }
 }
 
-fn same(one: &str, other: &str) -> bool {
+pub(super) fn same(one: &str, other: &str) -> bool {
     one.to_lowercase() == other.to_lowercase()
 }

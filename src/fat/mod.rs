@@ -20,6 +20,7 @@ mod owner;
 mod since;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod usage;
 mod walk;
 
@@ -29,6 +30,7 @@ use crate::error::Result;
 use crate::io::{RangeSet, ReadAt};
 use boot::Geometry;
 pub use owner::Owned;
+pub use tree::FatTree;
 
 /// How many bits an entry of the FAT has.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]

@@ -4,6 +4,7 @@
 //! known, or could be two things, is opaque: copied whole, never interpreted.
 
 mod content;
+pub mod disk;
 mod ext;
 mod signatures;
 mod swap;

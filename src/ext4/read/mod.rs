@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod claim;
+pub mod files;
 pub mod inode_table;
 pub mod map;
 pub mod metadata;

@@ -3,6 +3,7 @@
 
 mod apply;
 pub mod fast_commit;
+pub mod files;
 pub mod journal;
 pub mod orphan;
 mod orphan_list;
