@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use crate::error::{Error, Result};
 use crate::fat::boot::{Geometry, Root, u16_at, u32_at};
+use crate::fat::chain::walk;
 use crate::fat::dir::{ENTRY, MAX_DIRECTORY, entries};
-use crate::fat::usage::walk;
 use crate::fat::{Fat, dir};
 use crate::files::{Kind, Node, OnName, OnStretch, Stat, Stretch, Tree};
 use crate::io::ReadAt;

@@ -5,14 +5,15 @@ use std::ops::{ControlFlow, Range};
 
 use crate::error::{Error, Result};
 use crate::ext4::format::dir::{InlineDir, entries, inline_data};
+use crate::ext4::format::extent::{BlockMap, Extent};
+use crate::ext4::format::fs::Super;
 use crate::ext4::format::inode::{
     ENCRYPT_FL, INLINE_DATA_FL, Inode, ROOT_INO, S_IFDIR, S_IFLNK, S_IFREG,
 };
 use crate::ext4::format::raw::le32;
-use crate::ext4::format::superblock::Super;
 use crate::ext4::read::claim::ELSEWHERE;
 use crate::ext4::read::inode_table::{Slot, is_covered, read_inode};
-use crate::ext4::read::map::{BlockMap, Extent, add_map};
+use crate::ext4::read::map::add_map;
 use crate::files::{Kind, Node, OnName, OnStretch, Stat, Stretch, Tree};
 use crate::io::{RangeSet, ReadAt};
 use crate::units::InodeNr;
