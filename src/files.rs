@@ -143,6 +143,12 @@ pub struct Place {
     pub node: Node,
 }
 
+/// What is done with each name of a folder, and what it stands for.
+pub type Visit<'a> = dyn FnMut(&[u8], Place) -> Result<ControlFlow<()>> + 'a;
+
+/// The names of a folder that could be read, in order, and what kept the others from it.
+pub type Listed = (Vec<(Vec<u8>, Place)>, Option<Error>);
+
 /// A place, and the path without links that leads there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Found {
@@ -288,11 +294,7 @@ impl<'a> Forest<'a> {
     ///
     /// # Errors
     /// As [`Tree::list`].
-    pub fn list(
-        &self,
-        folder: &Found,
-        visit: &mut dyn FnMut(&[u8], Place) -> Result<ControlFlow<()>>,
-    ) -> Result<()> {
+    pub fn list(&self, folder: &Found, visit: &mut Visit<'_>) -> Result<()> {
         let tree = folder.place.tree;
         let mut path = folder.path.clone();
         self.tree(folder.place)
@@ -309,7 +311,7 @@ impl<'a> Forest<'a> {
     ///
     /// # Errors
     /// `Unsupported` for more names than are held in memory.
-    pub fn listed(&self, folder: &Found) -> Result<(Vec<(Vec<u8>, Place)>, Option<Error>)> {
+    pub fn listed(&self, folder: &Found) -> Result<Listed> {
         let mut found = Vec::new();
         let mut too_many = false;
         let listed = self.list(folder, &mut |name, place| {

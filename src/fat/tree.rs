@@ -13,6 +13,9 @@ use crate::io::ReadAt;
 /// No entry stands for the root.
 const ROOT: Node = Node(u64::MAX);
 
+/// Where stretches of a folder lie: the place in its list, and the byte on the device.
+type Stretches = Vec<(usize, u64)>;
+
 /// The files of a FAT on `device`.
 pub struct FatTree<D> {
     fat: Fat,
@@ -34,7 +37,7 @@ impl<D: ReadAt> FatTree<D> {
 
     /// Reads a folder's entries, and where each stretch of them lies: its place in the list and its
     /// byte on the device.
-    fn folder(&self, node: Node) -> Result<(Vec<u8>, Vec<(usize, u64)>)> {
+    fn folder(&self, node: Node) -> Result<(Vec<u8>, Stretches)> {
         let geometry = self.geometry();
         let first = match (node, geometry.root) {
             (ROOT, Root::Fixed { start, len }) => {

@@ -10,7 +10,7 @@ use crate::volume::Volume;
 #[derive(Debug)]
 pub(super) enum Contents {
     /// A table with partitions; `None` if it is damaged, or lies elsewhere in part.
-    Table(Option<PartitionTable>),
+    Table(Option<Box<PartitionTable>>),
     /// An ISO that is a disk as well.
     Iso,
     /// No table, but a filesystem, a volume, or a boot sector.
@@ -32,7 +32,7 @@ impl Contents {
             // An image may be shorter than its partitions.
             Ok(Some(_)) | Err(_) => {
                 let table = PartitionTable::read(&Prefix(first));
-                return Self::Table(table.ok().flatten());
+                return Self::Table(table.ok().flatten().map(Box::new));
             }
             Ok(None) => {}
         }
@@ -57,7 +57,7 @@ impl Contents {
 
     pub(super) fn table(&self) -> Option<&PartitionTable> {
         match self {
-            Self::Table(table) => table.as_ref(),
+            Self::Table(table) => table.as_deref(),
             _ => None,
         }
     }

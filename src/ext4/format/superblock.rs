@@ -1,7 +1,7 @@
 //! The superblock: 1024 bytes at byte 1024 of the filesystem, with copies in backup groups.
 //!
 //! Fields carry the kernel's names. Specification: the kernel's
-//! Documentation/filesystems/ext4/super.rst. A [`Superblock`] is only bytes; [`Geometry`] holds
+//! Documentation/filesystems/ext4/super.rst. A [`Superblock`] is only bytes; [`Geometry`](crate::ext4::format::geometry::Geometry) holds
 //! the numbers that were validated against each other and against the device's size.
 
 use crate::error::Result;
