@@ -384,3 +384,33 @@ fn what_tune2fs_leaves_of_checksums_is_put_right() {
     grown(&image, 300 * MIB);
     remove(&image);
 }
+
+/// What `e2fsck` mends without a question, or does not even mind, is no reason to refuse.
+#[test]
+fn what_other_writers_leave_is_put_right() {
+    let cases: &[(&str, &[&str], &[&str])] = &[
+        ("size7", &[], &["sif <7> size 65536"]),
+        ("none7", &[], &["sif <7> size 4096"]),
+        ("huge7", &[], &["sif <7> size 281474976710656"]),
+        (
+            "unused",
+            &["-O", "^metadata_csum,^uninit_bg"],
+            &["set_bg 0 itable_unused 100"],
+        ),
+        ("zero1", &["-O", "metadata_csum"], &["clri <1>"]),
+    ];
+    for (name, options, commands) in cases {
+        let image = empty(&format!("others-{name}"), 20 * MIB, options);
+        for command in *commands {
+            run("debugfs", &["-w", "-R", command], &image);
+        }
+        let disk = disk(&image);
+        let ext = Ext4::open(&disk).unwrap_or_else(|error| panic!("{name}: {error}"));
+        for target in [Target::Keep, Target::Headroom(0)] {
+            let planned = ext.image(target).unwrap();
+            judged(&image, bytes_of(&planned, &disk));
+        }
+        grown(&image, 60 * MIB);
+        remove(&image);
+    }
+}

@@ -32,7 +32,7 @@ use format::group_desc::GroupTable;
 use format::superblock::Superblock;
 use plan::{NoFit, ResizePlan, minimum};
 use read::usage;
-use sound::{has_foreign_features, judge, unsound};
+use sound::{has_foreign_features, judge, unsound, with_repair_hint};
 
 /// An ext2, ext3 or ext4 filesystem, and what is known of it.
 pub struct Ext4<'a> {
@@ -95,6 +95,10 @@ impl<'a> Ext4<'a> {
     /// `Unsound` with the first findings in its text; `Unsupported` for an unknown INCOMPAT
     /// feature or a journal that cannot be replayed here; what the device fails with.
     pub fn open(device: &'a dyn ReadAt) -> Result<Self> {
+        Self::checked(device).map_err(with_repair_hint)
+    }
+
+    fn checked(device: &'a dyn ReadAt) -> Result<Self> {
         let replayed = Recovered::replayed(device)?;
         if !has_foreign_features(replayed.superblock()) {
             return Self::of(replayed.without_orphans()?);
@@ -121,7 +125,9 @@ impl<'a> Ext4<'a> {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_by_bitmaps(device: &'a dyn ReadAt) -> Result<Self> {
-        Self::of_bitmaps(Recovered::replayed(device)?)
+        Recovered::replayed(device)
+            .and_then(Self::of_bitmaps)
+            .map_err(with_repair_hint)
     }
 
     fn of_bitmaps(recovered: Recovered<'a>) -> Result<Self> {

@@ -1,6 +1,6 @@
 //! Filesystems that were checked: nothing else is planned, moved or written.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ext4::check;
 use crate::ext4::edit::quota;
 use crate::ext4::findings::Findings;
@@ -95,6 +95,17 @@ pub(super) fn has_foreign_features(superblock: &Superblock) -> bool {
         .any(|name| !understood.contains(&name.as_str()))
 }
 
+/// What helps a filesystem that is damaged.
+const REPAIR: &str = "repair it with `e2fsck -f` on a copy or on the card, or save every block with --no-shrink --force-raw";
+
+/// Adds what helps to an error that says that the filesystem is damaged, and nothing more.
+pub(super) fn with_repair_hint(error: Error) -> Error {
+    match (error.kind(), error.hint()) {
+        (ErrorKind::Unsound, None) => error.with_hint(REPAIR),
+        _ => error,
+    }
+}
+
 pub(super) fn unsound(findings: &Findings) -> Error {
     const SHOWN: usize = 3;
     let mut text = findings.damage()[..findings.damage().len().min(SHOWN)].join("; ");
@@ -102,7 +113,5 @@ pub(super) fn unsound(findings: &Findings) -> Error {
     if more > 0 {
         text.push_str(&format!("; and {more} more"));
     }
-    Error::unsound(format!("the ext4 filesystem is damaged: {text}")).with_hint(
-        "repair it with `e2fsck -f` on a copy or on the card, or save every block with --no-shrink --force-raw",
-    )
+    Error::unsound(format!("the ext4 filesystem is damaged: {text}")).with_hint(REPAIR)
 }

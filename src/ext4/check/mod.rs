@@ -161,9 +161,14 @@ impl<'a> Check<'a> {
             return;
         }
         for (group, desc) in self.meta.table.groups.iter().enumerate() {
-            if desc.has_flag(INODE_UNINIT | BLOCK_UNINIT) || desc.itable_unused() != 0 {
+            if desc.has_flag(INODE_UNINIT | BLOCK_UNINIT) {
                 self.findings.damaged(format_args!(
                     "group {group}: is marked as not initialised without the feature for it"
+                ));
+            } else if desc.itable_unused() != 0 {
+                // Nobody believes the number without the feature, and descriptors are made anew.
+                self.findings.repaired(format_args!(
+                    "group {group}: counted unused inodes without the feature for it"
                 ));
             }
         }

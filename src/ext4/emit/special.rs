@@ -6,7 +6,9 @@ use crate::ext4::emit::{Emitter, Form};
 use crate::ext4::format::crc::crc32c;
 use crate::ext4::format::inode::RESIZE_INO;
 use crate::ext4::format::raw::put32;
-use crate::ext4::format::superblock::{COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, INCOMPAT_MMP};
+use crate::ext4::format::superblock::{
+    COMPAT_HAS_JOURNAL, COMPAT_ORPHAN_FILE, INCOMPAT_MMP, RO_COMPAT_LARGE_FILE,
+};
 use crate::units::{GroupNr, InodeNr};
 
 impl Emitter<'_> {
@@ -136,7 +138,10 @@ impl Emitter<'_> {
         let blocks = 1 + geometry.reserved_gdt_blocks * (1 + backups.len() as u64);
         let blocks_512 = blocks * geometry.cluster_ratio * (geometry.block_size / 512);
         let new_fs = self.new_fs.clone();
+        let large_files = new_fs.superblock.has_ro_compat(RO_COMPAT_LARGE_FILE);
+        let size = geometry.resize_inode_size(large_files);
         let slot = self.slot(RESIZE_INO)?;
+        slot.set_size(size);
         put32(slot.i_block_mut(), 4 * 13, place as u32);
         slot.set_blocks_512(&new_fs, blocks_512);
         self.put_block(place, double);

@@ -235,6 +235,35 @@ impl Geometry {
         InodeNr(group * self.inodes_per_group + index + 1)
     }
 
+    /// Returns where the last block ends that the resize inode lists, in bytes of its file; 0 if it
+    /// lists none.
+    pub fn resize_inode_listed(&self) -> u64 {
+        let per_node = self.block_size / 4;
+        let slots = (0..self.reserved_gdt_blocks).map(|k| (self.desc_blocks + k) % per_node);
+        let backups = (1..self.groups)
+            .filter(|&group| self.has_backup(group))
+            .take(per_node as usize)
+            .count() as u64;
+        match slots.max() {
+            Some(slot) if backups > 0 => {
+                (12 + per_node + slot * per_node + backups) * self.block_size
+            }
+            _ => 0,
+        }
+    }
+
+    /// Returns the resize inode's `i_size` as mke2fs sets it: all that its tree could list. Without
+    /// the feature for files that large it is what the tree lists.
+    pub fn resize_inode_size(&self, large_files: bool) -> u64 {
+        let per_node = self.block_size / 4;
+        let whole = (12 + per_node + per_node.pow(2)) * self.block_size;
+        if large_files || whole < 1 << 31 {
+            whole
+        } else {
+            self.resize_inode_listed()
+        }
+    }
+
     /// Does the group carry superblock and descriptors or a copy of them?
     pub fn has_backup(&self, group: GroupNr) -> bool {
         if let Some(backups) = self.backup_groups {
