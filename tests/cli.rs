@@ -301,7 +301,7 @@ fn packing_stops_at_once() {
     let image = scratch.path("x.img.xz");
     let child = Command::new(env!("CARGO_BIN_EXE_pishrink"))
         .args(words(
-            "capture _ _ --level 9 --threads 1 --quiet",
+            "capture _ _ --no-shrink --force-raw --level 9 --threads 1 --quiet",
             &[&source, &image],
         ))
         .stderr(Stdio::piped())

@@ -101,9 +101,14 @@ fn images_survive_a_file_system_that_knows_no_sync_or_fails_at_the_end() {
 fn an_image_too_large_for_its_file_system_is_refused_before_the_card_is_read() {
     let scratch = Scratch::new("fat32");
     let shim = Shim::new(&scratch);
-    // Of nothing that is known: saved whole.
+    // A swap area keeps its size.
     let card = scratch.path("card.img");
-    fs::File::create(&card).unwrap().set_len(5 << 30).unwrap();
+    let mut header = vec![0; 4096];
+    header[1024] = 1;
+    header[4086..].copy_from_slice(b"SWAPSPACE2");
+    fs::write(&card, header).unwrap();
+    let file = fs::File::options().write(true).open(&card).unwrap();
+    file.set_len(5 << 30).unwrap();
     let image = scratch.path("out.img");
     // EFBIG
     let done = shim.capture(&card, &image, &[("FTRUNCATE", "27")]);
