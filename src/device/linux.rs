@@ -441,10 +441,15 @@ pub(super) fn explain(error: io::Error, doing: &str, path: &Path) -> Error {
         Some(Errno::ROFS) => {
             "the card is write-protected: move the switch on its or the adapter's side"
         }
-        Some(Errno::NOMEDIUM | Errno::NXIO | Errno::NODEV | Errno::SHUTDOWN) => {
+        Some(Errno::NOMEDIUM) => {
             return Error::io(context, error)
                 .gone()
                 .with_hint("there is no card, or it was pulled out: put it in");
+        }
+        Some(Errno::NXIO | Errno::NODEV | Errno::SHUTDOWN) => {
+            return Error::io(context, error)
+                .gone()
+                .with_hint("the device is gone: was the card pulled out?");
         }
         Some(Errno::IO) => "the device fails: try another reader or card, and look at dmesg",
         _ => return Error::io(context, error),

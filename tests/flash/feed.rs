@@ -285,7 +285,7 @@ fn images_as_makers_pack_them() {
     ] {
         let packed = scratch.path(name);
         let words = [&["flash", text(&packed), text(&card)][..], &CARD].concat();
-        let done = pishrink(&words);
+        let done = pishrink(&[&words[..], &["--verbose"]].concat());
         let errors = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success(), "{name}: {errors}");
         assert!(errors.contains(note), "{name}: {errors}");
