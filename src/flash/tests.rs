@@ -463,7 +463,11 @@ fn a_listener_can_stop_it() {
     let image = Bytes::new(image(11 * MIB));
     struct After(AtomicU64);
     impl Progress for After {
-        fn event(&self, _: Event) -> Result<()> {
+        fn event(&self, event: Event) -> Result<()> {
+            // A busy machine tells of stalls, between the steps that ask.
+            if matches!(event, Event::Note(_)) {
+                return Ok(());
+            }
             match self.0.fetch_sub(1, Ordering::SeqCst) {
                 1 => Err(Error::cancelled()),
                 _ => Ok(()),
