@@ -30,9 +30,10 @@
 //! use pishrink::io::memory::MemoryDisk;
 //! use pishrink::progress::Silent;
 //!
-//! // A card with nothing on it that is known is kept whole.
+//! // A card with nothing on it that is known is kept whole, if that is wanted.
 //! let card = MemoryDisk::new(8 << 20);
-//! let plan = plan(&card, &PlanOptions::default(), &Silent)?;
+//! let options = PlanOptions { shrink: false, force_raw: true, ..PlanOptions::default() };
+//! let plan = plan(&card, &options, &Silent)?;
 //! assert_eq!(plan.summary.image_bytes, 8 << 20);
 //! # Ok::<(), pishrink::error::Error>(())
 //! ```
